@@ -1,0 +1,1 @@
+"""A small container runtime whose rootfs is a unionfs mount."""

@@ -1,0 +1,19 @@
+"""Options and guards shared by every test."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the long soaks as well")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.get_closest_marker("slow") and not config.getoption("--slow"):
+            item.add_marker(pytest.mark.skip(reason="long: give --slow"))
+        if item.get_closest_marker("root") and (os.geteuid() != 0 or not os.path.exists("/dev/fuse")):
+            item.add_marker(pytest.mark.skip(reason="needs root and /dev/fuse"))

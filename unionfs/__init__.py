@@ -1,0 +1,1 @@
+"""Union filesystem: read-only layers, one copy-on-write layer, one tree."""
