@@ -1,1 +1,103 @@
-def main() -> int: return 0
+"""unionctl: the command group. A command's module is imported when the command is used."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from runtime.errors import RuntimeFailure
+from runtime.root import Root, state_root
+
+#: command name → where it is, as module:function.
+COMMANDS = {
+    "create": "runtime.cli.containers:create",
+    "diff": "runtime.cli.containers:diff",
+    "exec": "runtime.cli.containers:exec_",
+    "images": "runtime.cli.images:images",
+    "inspect": "runtime.cli.containers:inspect",
+    "kill": "runtime.cli.containers:kill",
+    "load": "runtime.cli.images:load",
+    "logs": "runtime.cli.containers:logs",
+    "pause": "runtime.cli.containers:pause",
+    "ps": "runtime.cli.containers:ps",
+    "rm": "runtime.cli.containers:rm",
+    "rmi": "runtime.cli.images:rmi",
+    "run": "runtime.cli.containers:run",
+    "start": "runtime.cli.containers:start",
+    "stop": "runtime.cli.containers:stop",
+    "tag": "runtime.cli.images:tag",
+    "unpause": "runtime.cli.containers:unpause",
+    "volume": "runtime.cli.volumes:volume",
+    "wait": "runtime.cli.containers:wait",
+}
+
+#: As docker does: a failure of ours must be told from an exit status of the container's command.
+FAILURE_IS_125 = ("run", "create")
+
+pass_root = click.make_pass_decorator(Root)
+
+
+class LazyGroup(click.Group):
+    """A group that knows its commands by name, and the only place where errors become exit codes."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names of all commands, for --help."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of the command `cmd_name`; None when there is no such command."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, function = COMMANDS[cmd_name].partition(":")
+        command = getattr(importlib.import_module(module), function)
+        assert isinstance(command, click.Command)
+        return command
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a command and end the process with docker's exit code; a failure is one line on stderr."""
+        kwargs["standalone_mode"] = False
+        try:
+            status = super().main(*args, **kwargs)
+        except click.exceptions.Exit as error:
+            status = error.exit_code
+        except click.Abort:
+            status = 130
+        except click.UsageError as error:
+            error.show()
+            status = 125 if isinstance(error, (click.NoSuchOption, click.BadOptionUsage)) else 1
+        except click.ClickException as error:
+            error.show()
+            status = 1
+        except BrokenPipeError:
+            # Whoever reads our output has had enough. Python would complain again when it flushes at exit.
+            sys.stdout = None
+            status = 1
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was chosen; RuntimeFailure and OSError become one line and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise
+        except (RuntimeFailure, OSError) as error:
+            if ctx.params["debug"]:
+                traceback.print_exc()
+            click.echo(f"unionctl: {error}", err=True)
+            if isinstance(error, RuntimeFailure) and error.exit_code is not None:
+                ctx.exit(error.exit_code)
+            ctx.exit(125 if ctx.invoked_subcommand in FAILURE_IS_125 else 1)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--root", "directory", metavar="DIR", help="Where images, containers and volumes are kept.")
+@click.option("--debug", is_flag=True, help="Show where a failure comes from.")
+@click.version_option(package_name="unionfs", message="unionctl version %(version)s")
+@click.pass_context
+def main(ctx: click.Context, directory: str | None, debug: bool) -> None:
+    """Run containers whose root filesystem is a union mount."""
+    ctx.obj = Root(state_root(directory))
