@@ -1,0 +1,319 @@
+"""The image store: images kept as an OCI layout, their layers unpacked once and shared.
+
+How it stays whole. A load prepares all it needs in a workspace, without a lock: staged and verified blobs,
+unpacked layers. Then, under the store's lock, it moves them into place and replaces index.json last. So an
+image is in the index only when all of it is there and on disk. What a killed process left beside the index is
+unreferenced, and the next load or remove sweeps it out. Removing goes the other way round: the index
+first, then what nothing refers to any more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from runtime.errors import RuntimeFailure
+from runtime.images.archive import SourceImage, find_images, open_source
+from runtime.images.documents import Descriptor, ImageConfig, Manifest
+from runtime.images.layers import Layer, LayerStore, chain_id, verify
+from runtime.images.layout import Layout, name_of, named, with_name, without_needless
+from runtime.images.progress import Progress, Silent
+from runtime.images.reference import Reference, parse
+from runtime.images.streams import Limits
+from runtime.images.workspace import locked, sync_filesystem, workspace
+from runtime.root import Root
+
+SHORT_ID = 12
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image of the store; `layers` go from the lowest up."""
+
+    id: str
+    names: tuple[Reference, ...]
+    config: ImageConfig
+    layers: tuple[Layer, ...]
+    manifests: tuple[Descriptor, ...]
+
+    @property
+    def short_id(self) -> str:
+        """The ID as lists show it."""
+        return self.id.removeprefix("sha256:")[:SHORT_ID]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files in its layers."""
+        return sum(layer.size for layer in self.layers)
+
+
+class _Vanished(Exception):
+    """A layer that was in the store when a load began has been removed since."""
+
+
+class ImageStore:
+    """The images of one state root. Any number of processes may use it at once.
+
+    `in_use` tells which images containers are made from, as image ID → a container's ID: what they
+    need is neither removed unasked nor swept out.
+    """
+
+    def __init__(
+        self, root: Root, in_use: Callable[[], Mapping[str, str]] = dict, limits: Limits | None = None
+    ) -> None:
+        self._root = root.prepare()
+        self._in_use = in_use
+        self._limits = limits or Limits()
+        self._layout = Layout(root.images)
+        self._layers = LayerStore(root.layers)
+        self._lock = root.path / "images.lock"
+        self._workspaces_lock = root.tmp / "lock"
+        self._layers.prepare()
+        if not (root.images / "oci-layout").exists():
+            with locked(self._lock):
+                self._layout.prepare()
+
+    # Reading
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Let no image be removed during the block, in which a new container writes down what it uses."""
+        with locked(self._lock, shared=True):
+            yield
+
+    def images(self) -> list[Image]:
+        """All images, those made last first."""
+        by_id: dict[str, Image] = {}
+        for entry in self._layout.entries():
+            image = self._image(entry)
+            known = by_id.get(image.id)
+            if known is not None:
+                image = replace(
+                    known,
+                    names=known.names + image.names,
+                    manifests=tuple({m.digest: m for m in known.manifests + image.manifests}.values()),
+                )
+            by_id[image.id] = image
+        return sorted(by_id.values(), key=_age, reverse=True)
+
+    def resolve(self, name: str) -> Image:
+        """The image of a name, a digest reference (NAME@sha256:…), or an ID, which may be shortened.
+
+        Raises RuntimeFailure when there is none, or when a short ID fits several.
+        """
+        images = self.images()
+        bare = name.removeprefix("sha256:")
+        try:
+            reference = parse(name)
+        except RuntimeFailure:
+            reference = None
+        for image in images:
+            if image.id == f"sha256:{bare}" or (reference and _answers_to(image, reference)):
+                return image
+        if bare and all(character in "0123456789abcdef" for character in bare):
+            fitting = [image for image in images if image.id.startswith(f"sha256:{bare}")]
+            if len(fitting) > 1:
+                raise RuntimeFailure(f"image ID {name} is ambiguous: {len(fitting)} images have it")
+            if fitting:
+                return fitting[0]
+        raise RuntimeFailure(f"No such image: {name}")
+
+    def _image(self, entry: Descriptor) -> Image:
+        manifest = Manifest.parse(self._layout.read_blob(entry.digest), f"manifest {entry.digest}")
+        image_id = manifest.config.digest
+        config = ImageConfig.parse(self._layout.read_blob(image_id), f"config {image_id}")
+        layers = []
+        for count, diff_id in enumerate(config.diff_ids, 1):
+            layer = self._layers.find(config.diff_ids[:count])
+            if layer is None:
+                raise RuntimeFailure(f"the image store is damaged: layer {diff_id} of {image_id} is missing")
+            layers.append(layer)
+        name = name_of(entry)
+        return Image(image_id, (parse(name),) if name else (), config, tuple(layers), (named(entry, None),))
+
+    # Loading
+
+    def load(
+        self, source: str, progress: Progress | None = None, stdin: BinaryIO | None = None
+    ) -> list[Image]:
+        """Load the images of an archive or OCI layout; `-` reads the archive from `stdin`.
+
+        Raises RuntimeFailure when anything in it is not as it has to be; the store is then as it was.
+        """
+        progress = progress or Silent()
+        with workspace(self._root.tmp, self._workspaces_lock) as work:
+            self._sweep(work)
+            staging = work / "staging"
+            staged_layers = work / "layers"
+            staging.mkdir()
+            staged_layers.mkdir()
+            try:
+                content = open_source(source, stdin, staging, progress, self._limits)
+                found = find_images(content, staging)
+                while True:
+                    for image in found:
+                        self._prepare(image, staged_layers, progress)
+                    sync_filesystem(work)
+                    try:
+                        with locked(self._lock):
+                            return self._commit(found, staged_layers)
+                    except _Vanished:
+                        continue
+            except OSError as error:
+                raise RuntimeFailure(f"cannot load {source}: {error.strerror}") from error
+
+    def _prepare(self, image: SourceImage, staged: Path, progress: Progress) -> None:
+        diff_ids = image.config.diff_ids
+        below: list[Layer] = []
+        for count, (blob, diff_id) in enumerate(zip(image.layers, diff_ids, strict=True), 1):
+            layer = self._layers.find(diff_ids[:count], staged)
+            if layer is None:
+                layer = self._layers.unpack(blob, below, diff_id, staged, progress, self._limits)
+            elif not self._layout.blob_path(blob.digest).exists():
+                verify(blob, diff_id, progress, self._limits)
+            below.append(layer)
+
+    def _commit(self, found: Sequence[SourceImage], staged: Path) -> list[Image]:
+        for image in found:
+            for count in range(1, len(image.config.diff_ids) + 1):
+                if self._layers.find(image.config.diff_ids[:count], staged) is None:
+                    raise _Vanished
+        self._layers.adopt(staged)
+        entries = self._layout.entries()
+        for image in found:
+            for blob in image.blobs:
+                if blob.path.exists():  # not yet moved for another image
+                    self._layout.add_blob(blob.path, blob.digest)
+            entry = Descriptor(image.media_type, image.manifest.digest, image.manifest.size, {}, None)
+            for name in image.names or (None,):
+                entries = with_name(entries, named(entry, str(name) if name else None))
+        self._layout.sync_blobs()
+        self._layout.write_entries(entries)
+        stored = {image.id: image for image in self.images()}
+        return [replace(stored[image.blobs[1].digest], names=image.names) for image in found]
+
+    # Changing
+
+    def tag(self, source: str, target: str) -> None:
+        """Give the image `source` the name `target` too, which another image may lose by that."""
+        name = parse(target).tagged()
+        with locked(self._lock):
+            image = self.resolve(source)
+            entries = with_name(self._layout.entries(), named(image.manifests[0], str(name)))
+            self._layout.write_entries(entries)
+
+    def remove(self, name: str, force: bool = False) -> list[str]:
+        """Take a name from an image, and remove the image with its last one; an ID means all names.
+
+        Gives the lines that docker prints. Raises RuntimeFailure when there is no such image, and, unless
+        forced, when a container uses it or an ID has several names. An image that a container uses stays
+        without a name when it is forced.
+        """
+        with workspace(self._root.tmp, self._workspaces_lock) as work, locked(self._lock):
+            image = self.resolve(name)
+            user = self._in_use().get(image.id)
+            names = _matching(image, name)
+            by_id = not names
+            names = names or image.names
+            last = len(names) == len(image.names)
+            if not force:
+                _check_removable(image, name, by_id, last, user)
+            lines = [f"Untagged: {gone.familiar}" for gone in names]
+            entries = self._layout.entries()
+            digests = {manifest.digest for manifest in image.manifests}
+            gone_names = set(map(str, names))
+            if last and not user:
+                entries = [entry for entry in entries if entry.digest not in digests]
+                lines.append(f"Deleted: {image.id}")
+            else:
+                entries = [named(entry, None) if name_of(entry) in gone_names else entry for entry in entries]
+            self._layout.write_entries(without_needless(entries))
+            gone_layers = self._sweep_locked(work)
+        for count in range(len(image.layers), 0, -1):
+            diff_ids = image.config.diff_ids[:count]
+            if gone_layers & {chain_id(diff_ids), diff_ids[-1]}:
+                lines.append(f"Deleted: {chain_id(diff_ids)}")
+        return lines
+
+    def _sweep(self, work: Path) -> None:
+        with locked(self._lock):
+            self._sweep_locked(work)
+
+    def _sweep_locked(self, work: Path) -> set[str]:
+        """Remove what no entry of the index needs; give the keys of the layers among it."""
+        images = self.images()
+        blobs = {manifest.digest for image in images for manifest in image.manifests}
+        for digest in list(blobs):
+            manifest = Manifest.parse(self._layout.read_blob(digest), f"manifest {digest}")
+            blobs.update((manifest.config.digest, *(layer.digest for layer in manifest.layers)))
+        self._layout.remove_blobs_except(blobs)
+        trash = work / "trash"
+        trash.mkdir(exist_ok=True)
+        return self._layers.discard_except([layer for image in images for layer in image.layers], trash)
+
+
+def _age(image: Image) -> float:
+    return image.config.created.timestamp() if image.config.created else 0.0
+
+
+def _answers_to(image: Image, reference: Reference) -> bool:
+    if reference.digest is None:
+        return reference in image.names
+    repositories = {name.repository for name in image.names}
+    digests = {manifest.digest for manifest in image.manifests}
+    return reference.repository in repositories and reference.digest in digests
+
+
+def _matching(image: Image, name: str) -> tuple[Reference, ...]:
+    try:
+        wanted = parse(name)
+    except RuntimeFailure:  # an ID
+        return ()
+    if wanted.digest is None:
+        return tuple(known for known in image.names if known == wanted)
+    return tuple(known for known in image.names if known.repository == wanted.repository)
+
+
+def _check_removable(image: Image, name: str, by_id: bool, last: bool, user: str | None) -> None:
+    conflict = f"conflict: unable to delete {image.short_id} (must be forced)"
+    if by_id and len(image.names) > 1:
+        raise RuntimeFailure(f"{conflict} - image is referenced in multiple repositories")
+    if last and user:
+        container = user[:SHORT_ID]
+        if by_id:
+            raise RuntimeFailure(f"{conflict} - image is being used by container {container}")
+        raise RuntimeFailure(
+            f'conflict: unable to remove repository reference "{name}" (must force) - '
+            f"container {container} is using its referenced image {image.short_id}"
+        )
+
+
+def image_inspect(image: Image) -> dict[str, Any]:
+    """What `docker image inspect` says of an image (Docker Engine API, ImageInspect)."""
+    raw = image.config.raw
+    repositories = dict.fromkeys(name.repository for name in image.names)
+    return {
+        "Id": image.id,
+        "RepoTags": [name.familiar for name in image.names],
+        "RepoDigests": [
+            f"{repository}@{manifest.digest}" for repository in repositories for manifest in image.manifests
+        ],
+        "Parent": "",
+        "Comment": raw.get("comment", ""),
+        "Created": raw.get("created", ""),
+        "Author": raw.get("author", ""),
+        "Config": raw.get("config") or {},
+        "Architecture": image.config.architecture,
+        "Variant": raw.get("variant", ""),
+        "Os": image.config.os,
+        "Size": image.size,
+        "GraphDriver": {
+            "Name": "unionfs",
+            "Data": {"LowerDir": ":".join(os.fspath(layer.path) for layer in reversed(image.layers))},
+        },
+        "RootFS": {"Type": "layers", "Layers": list(image.config.diff_ids)},
+    }

@@ -1,0 +1,94 @@
+"""Directories for what is being made, and how it becomes permanent.
+
+A workspace is locked by flock as long as its process lives; the kernel drops the lock with the process,
+however that ends. So a workspace whose lock can be had is a dead one's, and whoever comes next removes it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_PREFIX = "images-"
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[None]:
+    """Hold the lock file `path`; waits for others to let it go."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def workspace(tmp: Path, lock: Path) -> Iterator[Path]:
+    """A new directory in `tmp`, removed at the end with all that is left in it.
+
+    Workspaces that a dead process left are removed first. `lock` keeps a new one from being seen before it
+    is locked itself.
+    """
+    with locked(lock):
+        _remove_dead(tmp)
+        directory = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=tmp))
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        fcntl.flock(fd, fcntl.LOCK_EX)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, onerror=_open_up)
+        os.close(fd)
+
+
+def _remove_dead(tmp: Path) -> None:
+    for directory in tmp.glob(f"{_PREFIX}*"):
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            continue
+        else:
+            shutil.rmtree(directory, onerror=_open_up)
+        finally:
+            os.close(fd)
+
+
+def _open_up(function: object, path: str, error: object) -> None:
+    """Without root, a directory of a layer may be closed to its owner: open it and remove it again."""
+    parent = os.path.dirname(path)
+    for directory in (parent, path):
+        if not os.path.islink(directory) and os.path.isdir(directory):
+            os.chmod(directory, 0o700)
+    if os.path.islink(path) or not os.path.isdir(path):
+        os.unlink(path)
+    else:
+        shutil.rmtree(path)
+
+
+def sync_filesystem(directory: Path) -> None:
+    """Wait until all that was written to the filesystem of `directory` is on disk (syncfs(2))."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        if _libc.syncfs(fd) != 0:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), str(directory))
+    finally:
+        os.close(fd)
+
+
+def sync_directory(directory: Path) -> None:
+    """Wait until the names in `directory` are on disk."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
