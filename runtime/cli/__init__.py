@@ -14,6 +14,7 @@ from runtime.root import Root, state_root
 
 #: command name → where it is, as module:function.
 COMMANDS = {
+    "attach": "runtime.cli.containers:attach",
     "create": "runtime.cli.containers:create",
     "diff": "runtime.cli.containers:diff",
     "exec": "runtime.cli.containers:exec_",

@@ -1,0 +1,320 @@
+"""A container's record: what was asked for, what became of it, and how the two are kept on disk.
+
+One directory for each container, named by its ID:
+
+    container.json    the record, replaced by rename
+    lock              taken (flock) by whoever changes the container; its content is the last exit code
+    init/             the lowest of our own layers: what the runtime mounts onto, as the image lacks it
+    upper/ work/      the copy-on-write layer
+    rootfs/           where the union is mounted while the container runs
+    oci/              the OCI runtime's own state
+    run-N/            the Nth start: config.json, conmon's pid files, attach socket, exit code
+    log               what the container wrote, in the CRI log format
+
+A process that dies at any moment leaves a record that is true or one that `lifecycle.settle` can mend: the
+status `starting` with a free lock means that the starter died, `running` without a monitor that the
+container ended unseen.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from runtime.containers.mounts import Mount
+from runtime.containers.names import random_name
+from runtime.errors import RuntimeFailure
+from runtime.root import Root
+
+Status = Literal["created", "starting", "running", "paused", "exited"]
+
+#: docker's way to write "never".
+NEVER = "0001-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for, in the words of docker run; the image supplies what is None or empty."""
+
+    image: str
+    command: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    env: tuple[str, ...] = ()
+    working_dir: str = ""
+    user: str = ""
+    hostname: str = ""
+    labels: dict[str, str] = dataclasses.field(default_factory=dict)
+    tty: bool = False
+    stdin: bool = False
+    stdin_once: bool = False  # the first client that leaves closes the container's stdin
+    remove: bool = False
+    read_only: bool = False
+    mounts: tuple[Mount, ...] = ()
+    network: str = "none"
+    extra_hosts: tuple[str, ...] = ()
+    memory: int = 0
+    nano_cpus: int = 0
+    pids_limit: int = 0
+    shm_size: int = 64 << 20
+    ulimits: tuple[str, ...] = ()
+    oom_score_adj: int = 0
+    cap_add: tuple[str, ...] = ()
+    cap_drop: tuple[str, ...] = ()
+    no_new_privileges: bool = False
+    seccomp: str = ""  # "" is our profile, "unconfined" none, else a file in the OCI form
+    runtime: str = ""
+    stop_signal: str = ""
+    stop_timeout: int = 10
+
+
+@dataclass(frozen=True)
+class Process:
+    """What the image's config and the request come to."""
+
+    args: tuple[str, ...]
+    env: tuple[str, ...]
+    cwd: str
+    user: str
+    stop_signal: str
+    entrypoint: tuple[str, ...]
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class State:
+    """How the container is; every other field of the record is constant once it is created."""
+
+    status: Status = "created"
+    pid: int = 0
+    exit_code: int = 0
+    started_at: str = NEVER
+    finished_at: str = NEVER
+    oom_killed: bool = False
+    error: str = ""
+    starts: int = 0
+    runtime: str = ""  # the OCI runtime that holds it
+
+    @property
+    def live(self) -> bool:
+        """Whether there is, or should be, a process."""
+        return self.status in ("starting", "running", "paused")
+
+
+@dataclass(frozen=True)
+class Container:
+    """One container's record, and where its files are."""
+
+    directory: Path
+    id: str
+    name: str
+    created: str
+    image_id: str
+    layers: tuple[str, ...]  # unpacked, bottom first
+    request: Request
+    process: Process
+    mounts: tuple[Mount, ...]  # all of them, anonymous volumes by name
+    labels: dict[str, str]
+    state: State = State()
+
+    @property
+    def rootfs(self) -> Path:
+        """Where the union is mounted while the container runs."""
+        return self.directory / "rootfs"
+
+    @property
+    def upper(self) -> Path:
+        """The copy-on-write layer."""
+        return self.directory / "upper"
+
+    @property
+    def log(self) -> Path:
+        """What the container wrote."""
+        return self.directory / "log"
+
+    @property
+    def bundle(self) -> Path:
+        """The OCI bundle of the present start, or of the last one."""
+        return self.directory / f"run-{self.state.starts}"
+
+    def with_state(self, **changes: Any) -> Container:
+        """The same container in a changed state; nothing is saved."""
+        return dataclasses.replace(self, state=dataclasses.replace(self.state, **changes))
+
+    def save(self) -> Container:
+        """Write the record; a reader sees the old one or the new."""
+        record = dataclasses.asdict(self)
+        del record["directory"]
+        write_atomically(self.directory / "container.json", json.dumps(record, indent=1))
+        return self
+
+
+def now() -> str:
+    """This instant as docker writes it: RFC 3339 in UTC, with nanoseconds."""
+    seconds, nanoseconds = divmod(time.time_ns(), 10**9)
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{nanoseconds:09d}Z"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Make `path` hold `text`, by a rename over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def load(directory: Path) -> Container:
+    """Read the record in `directory`.
+
+    Raises FileNotFoundError when there is none (any more), RuntimeFailure when it makes no sense.
+    """
+    text = (directory / "container.json").read_text()
+    try:
+        record = json.loads(text)
+        request = {**record["request"], "mounts": _mounts(record["request"]["mounts"])}
+        record["request"] = Request(**_tuples(request))
+        record["process"] = Process(**_tuples(record["process"]))
+        record["mounts"] = _mounts(record["mounts"])
+        record["state"] = State(**record["state"])
+        return Container(directory=directory, **_tuples(record))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RuntimeFailure(f"{directory / 'container.json'} is damaged: {error}") from error
+
+
+def _mounts(records: list[dict[str, Any]]) -> tuple[Mount, ...]:
+    return tuple(Mount(**_tuples(record)) for record in records)
+
+
+def _tuples(record: dict[str, Any]) -> dict[str, Any]:
+    """`record` with tuples where JSON knows only lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in record.items()}
+
+
+def load_all(root: Root) -> list[Container]:
+    """All containers, the newest first."""
+    containers = []
+    for entry in _entries(root):
+        with contextlib.suppress(FileNotFoundError):  # removed since it was listed
+            containers.append(load(root.containers / entry))
+    return sorted(containers, key=lambda container: container.created, reverse=True)
+
+
+def find(root: Root, reference: str) -> Container:
+    """The container that `reference` means: a name, an ID, or the beginning of one ID only.
+
+    Raises RuntimeFailure when there is none, or when it begins several IDs.
+    """
+    containers = load_all(root)
+    name = reference.removeprefix("/")
+    for container in containers:
+        if name == container.name or reference == container.id:
+            return container
+    matches = [container for container in containers if reference and container.id.startswith(reference)]
+    if len(matches) > 1:
+        raise RuntimeFailure(f"Multiple IDs found with provided prefix: {reference}")
+    if not matches:
+        raise RuntimeFailure(f"No such container: {reference}")
+    return matches[0]
+
+
+def images_in_use(root: Root) -> dict[str, str]:
+    """Image ID → the ID of a container made of it, for all that have one."""
+    return {container.image_id: container.id for container in load_all(root)}
+
+
+def _entries(root: Root) -> list[str]:
+    try:
+        return [name for name in os.listdir(root.containers) if len(name) == 64]
+    except FileNotFoundError:
+        return []
+
+
+class Gone(RuntimeFailure):
+    """The container was removed."""
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[Container]:
+    """Hold the container's lock, and give its record as it is now.
+
+    Raises Gone when the container was removed before the lock was had.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+            stack.callback(os.close, fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            container = load(directory)
+        except FileNotFoundError:
+            raise Gone(f"No such container: {directory.name}") from None
+        yield container
+
+
+def lock_is_free(directory: Path) -> bool:
+    """Whether nobody changes the container at this moment."""
+    try:
+        fd = os.open(directory / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(fd)
+    return True
+
+
+@contextlib.contextmanager
+def all_names_locked(root: Root) -> Iterator[list[Container]]:
+    """Hold the lock under which containers get their names, and give all that there are."""
+    fd = os.open(root.containers / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield load_all(root)
+    finally:
+        os.close(fd)
+
+
+def publish(root: Root, container: Container) -> Container:
+    """Give a new container its place and its name, all at once or not at all.
+
+    An empty name is replaced by a random one.
+
+    Raises RuntimeFailure when the name is taken.
+    """
+    with all_names_locked(root) as others:
+        names = {other.name: other.id for other in others}
+        if container.name in names:
+            raise RuntimeFailure(
+                f'Conflict. The container name "/{container.name}" is already in use by container '
+                f'"{names[container.name]}". You have to remove (or rename) that container to be able to '
+                f"reuse that name."
+            )
+        staging = root.tmp / f"container-{container.id}"
+        staging.mkdir(mode=0o700)
+        for part in ("upper", "work", "rootfs", "init"):
+            (staging / part).mkdir(mode=0o755)
+        (staging / "lock").touch(mode=0o600)
+        named = dataclasses.replace(container, name=container.name or random_name(names))
+        dataclasses.replace(named, directory=staging).save()
+        os.rename(staging, named.directory)
+        return named
+
+
+def discard(root: Root, directory: Path) -> None:
+    """Remove a container's directory: it is gone by one rename, its bytes follow.
+
+    Leftovers of removals that were cut short go with it.
+    """
+    os.rename(directory, root.tmp / f"removed-{directory.name}")
+    for leftover in root.tmp.glob("removed-*"):
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -1,0 +1,158 @@
+"""From an image and what was asked for to a container's record. Nothing runs yet."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import posixpath
+import shutil
+import signal
+from pathlib import Path
+
+from runtime.containers import mounts, seccomp, volumes
+from runtime.containers.container import Container, Process, Request, now, publish
+from runtime.containers.layers import Layers, make_init_layer
+from runtime.containers.mounts import Mount
+from runtime.containers.names import check_name, new_id
+from runtime.containers.network import check_network
+from runtime.errors import RuntimeFailure
+from runtime.images.documents import ImageConfig
+from runtime.images.store import Image
+from runtime.root import Root
+
+_MEMORY_MINIMUM = 6 << 20
+
+
+def create(root: Root, image: Image, request: Request, name: str = "") -> Container:
+    """Make a container of `image`; without `name` it gets one.
+
+    New volumes are made here, empty: the first start fills them.
+
+    Raises RuntimeFailure when the request makes no sense, or the name is taken.
+    """
+    _check(request)
+    if name:
+        check_name(name)
+    process = merge(image.config, request)
+    wanted = mounts.combine(request.mounts, image.config.volumes)
+    for mount in wanted:
+        if mount.kind == "bind" and not mount.create_source and not os.path.exists(mount.source):
+            raise RuntimeFailure(f"bind source path does not exist: {mount.source}", 125)
+    made: list[str] = []
+    try:
+        named = tuple(_with_volume(root, mount, made) for mount in wanted)
+        identifier = new_id()
+        container = publish(
+            root,
+            Container(
+                directory=root.containers / identifier,
+                id=identifier,
+                name=name,
+                created=now(),
+                image_id=image.id,
+                layers=tuple(str(layer.path) for layer in image.layers),
+                request=request,
+                process=process,
+                mounts=named,
+                labels={**image.config.labels, **request.labels},
+            ),
+        )
+    except BaseException:
+        for volume in made:
+            volumes.remove(root, volume, force=True)
+        raise
+    return container
+
+
+def prepare_init_layer(container: Container) -> Path:
+    """The container's init layer, made now if it is not yet; the directory appears whole."""
+    init = container.directory / "init"
+    if not (container.directory / "init-done").exists():
+        shutil.rmtree(init, ignore_errors=True)
+        init.mkdir(mode=0o755)
+        make_init_layer(init, Layers(tuple(reversed(container.layers)) or (init,)))
+        (container.directory / "init-done").touch()
+    return init
+
+
+def lower_layers(container: Container) -> list[str]:
+    """What lies beneath the container's own layer, the uppermost first."""
+    return [str(container.directory / "init"), *reversed(container.layers)]
+
+
+def merge(image: ImageConfig, request: Request) -> Process:
+    """The process that `image` and `request` come to; docker's rules.
+
+    An entrypoint that was asked for drops the image's command; an empty one, the image's entrypoint.
+
+    Raises RuntimeFailure when nothing is left to be executed.
+    """
+    if request.entrypoint is None:
+        entrypoint, command = image.entrypoint or (), request.command or image.cmd or ()
+    else:
+        entrypoint, command = request.entrypoint, request.command
+    args = (*entrypoint, *command)
+    if not args:
+        raise RuntimeFailure("no command specified", 125)
+    working_dir = request.working_dir or image.working_dir or "/"
+    if not working_dir.startswith("/"):
+        if request.working_dir:
+            raise RuntimeFailure(
+                f"the working directory '{working_dir}' is invalid, it needs to be an absolute path", 125
+            )
+        working_dir = f"/{working_dir}"
+    env = dict(pair.split("=", 1) for pair in image.env if "=" in pair)
+    for pair in request.env:
+        variable, equals, value = pair.partition("=")
+        if equals:
+            env[variable] = value
+        else:
+            env.pop(variable, None)
+    return Process(
+        args=args,
+        env=tuple(f"{variable}={value}" for variable, value in env.items()),
+        cwd=posixpath.normpath(working_dir),
+        user=request.user or image.user,
+        stop_signal=request.stop_signal or image.stop_signal or "SIGTERM",
+        entrypoint=tuple(entrypoint),
+        command=tuple(command),
+    )
+
+
+def signal_number(name: str) -> int:
+    """The number of the signal `name`: `TERM`, `SIGTERM`, `sigterm`, `15`, `RTMIN+3`.
+
+    Raises RuntimeFailure when there is no such signal.
+    """
+    text = name.upper().removeprefix("SIG")
+    base, plus, offset = text.partition("+")
+    if text.isdecimal() and 0 < int(text) <= signal.SIGRTMAX:
+        return int(text)
+    number = getattr(signal, f"SIG{base}", None)
+    if isinstance(number, signal.Signals) and (not plus or offset.isdecimal()):
+        return int(number) + int(offset or 0)
+    raise RuntimeFailure(f"invalid signal: {name}")
+
+
+def _check(request: Request) -> None:
+    check_network(request.network)
+    if request.stop_signal:
+        signal_number(request.stop_signal)
+    if request.memory and request.memory < _MEMORY_MINIMUM:
+        raise RuntimeFailure("Minimum memory limit allowed is 6MB", 125)
+    available = os.cpu_count() or 1
+    if request.nano_cpus < 0 or request.nano_cpus > available * 10**9:
+        raise RuntimeFailure(f"range of CPUs is from 0.01 to {available:.2f}, as there are no more", 125)
+    seccomp.profile(request.seccomp, ())
+    if request.hostname and len(request.hostname) > 64:
+        raise RuntimeFailure(f"invalid hostname: {request.hostname}", 125)
+
+
+def _with_volume(root: Root, mount: Mount, made: list[str]) -> Mount:
+    """`mount` with its volume there; an anonymous one is noted in `made`."""
+    if mount.kind != "volume":
+        return mount
+    volume = volumes.create(root, mount.source)
+    if not mount.source:
+        made.append(volume.name)
+    return dataclasses.replace(mount, source=volume.name)

@@ -1,0 +1,303 @@
+"""What can be done with a container: start, stop, kill, wait, pause, remove.
+
+Each verb takes a name or an ID and is one function, for the command line and for an API alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from runtime.containers import monitor, network, oci, rootfs, settle, spec, users, volumes
+from runtime.containers.container import NEVER, Container, Gone, find, load, locked, now, write_atomically
+from runtime.containers.create import lower_layers, prepare_init_layer, signal_number
+from runtime.containers.oci import Runtime
+from runtime.containers.settle import UNKNOWN_EXIT, runtime_of, settle_by_path
+from runtime.containers.spec import Bind, Warn
+from runtime.errors import RuntimeFailure
+from runtime.root import Root
+
+_POLL = 0.02
+
+
+def inspect(root: Root, reference: str) -> Container:
+    """The container that `reference` means, as it is now.
+
+    Raises RuntimeFailure when there is none.
+    """
+    container = find(root, reference)
+    if container.state.live and settle.needs_mending(container):
+        return settle_by_path(root, container.directory) or find(root, reference)
+    return container
+
+
+def start(
+    root: Root,
+    reference: str,
+    warn: Warn = lambda message: None,
+    on_created: Callable[[Path], None] | None = None,
+    window: tuple[int, int] | None = None,
+) -> Container:
+    """Start a container that does not run; one that runs is left alone.
+
+    `on_created` is called with the directory to attach in once the container is there and before anything
+    of it runs, so that no output is missed. `window` is the size its terminal begins with, as (rows,
+    columns). `warn` is told what was asked for and cannot be given here.
+
+    Raises RuntimeFailure, with docker's exit codes, when it cannot be started.
+    """
+    if os.geteuid() != 0:
+        raise RuntimeFailure("running a container needs root", 125)
+    directory = find(root, reference).directory
+    with locked(directory) as container:
+        container = settle.settle(root, container)
+        if container.state.live:
+            return container
+        previous = container.bundle
+        container = container.with_state(
+            status="starting", starts=container.state.starts + 1, error="", oom_killed=False
+        ).save()
+        for leftover in (previous, *directory.glob("exec-*")):
+            shutil.rmtree(leftover, ignore_errors=True)
+        try:
+            container = _create(root, container, warn, window)
+            if on_created is not None:
+                on_created(container.bundle)
+            runtime_of(container).start(container.id)
+        except BaseException as error:
+            code = error.exit_code if isinstance(error, RuntimeFailure) and error.exit_code else 128
+            settle.abandon(load(directory), str(error), code)
+            raise
+        return container.with_state(
+            status="running", pid=_pid(container), started_at=now(), exit_code=0, finished_at=NEVER
+        ).save()
+
+
+def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int] | None) -> Container:
+    """Mount the rootfs and let the OCI runtime create the container in it."""
+    container.bundle.mkdir(mode=0o700)
+    prepare_init_layer(container)
+    rootfs.unmount(container.rootfs)  # what a killed command left
+    rootfs.mount(
+        lower_layers(container),
+        container.upper,
+        container.directory / "work",
+        container.rootfs,
+        volatile=container.request.remove,
+    )
+    user = users.resolve(container.rootfs, container.process.user)
+    config = spec.config(
+        container, user, _sources(root, container), network.write_files(container), window, warn
+    )
+    write_atomically(container.bundle / "config.json", json.dumps(config, indent=1))
+    programs = oci.candidates(root, container.request.runtime)
+    for program in programs:
+        container = container.with_state(runtime=program).save()
+        try:
+            monitor.create(
+                monitor.Session(
+                    directory=container.bundle,
+                    container_id=container.id,
+                    runtime=runtime_of(container),
+                    console=monitor.Console(
+                        terminal=container.request.tty,
+                        stdin=container.request.stdin,
+                        leave_stdin_open=container.request.stdin and not container.request.stdin_once,
+                    ),
+                    log=f"k8s-file:{container.log}",
+                ),
+                container.name,
+                monitor.cleanup_command(root.path, container.id),
+            )
+        except RuntimeFailure:
+            runtime_of(container).delete(container.id)
+            shutil.rmtree(container.directory / "oci", ignore_errors=True)
+            if program == programs[-1]:
+                raise
+            continue
+        if len(programs) > 1:
+            oci.remember(root, program)
+        break
+    return container
+
+
+def _sources(root: Root, container: Container) -> list[Bind]:
+    """The host paths of bind mounts and volumes; at the first start, new volumes are filled."""
+    binds = []
+    for mount in container.mounts:
+        if mount.kind == "bind":
+            source = Path(mount.source)
+            if mount.create_source:
+                _make_source(source)
+            elif not source.exists():
+                raise RuntimeFailure(f"bind source path does not exist: {source}", 125)
+            binds.append(Bind(source, mount))
+        elif mount.kind == "volume":
+            volume = volumes.create(root, mount.source)
+            if mount.copy_up and container.state.starts == 1:
+                volumes.copy_up(container.rootfs, mount.target, volume)
+            binds.append(Bind(volume.data, mount))
+    return binds
+
+
+def _make_source(source: Path) -> None:
+    """A host path named by -v that does not exist becomes a directory, as docker makes it."""
+    try:
+        if not os.path.lexists(source):
+            source.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RuntimeFailure(f"cannot make {source}: {error.strerror}", 125) from error
+
+
+def kill(root: Root, reference: str, signal_name: str = "SIGKILL") -> None:
+    """Send a signal to the container's first process.
+
+    Raises RuntimeFailure when it does not run, or there is no such signal.
+    """
+    number = signal_number(signal_name)
+    container = inspect(root, reference)
+    if container.state.status not in ("running", "paused"):
+        raise RuntimeFailure(f"cannot kill container: {reference}: container {container.id} is not running")
+    send_signal(container, number)
+
+
+def send_signal(container: Container, number: int) -> None:
+    """Send signal `number` to the first process of a container; one that has just ended is no error."""
+    runtime = runtime_of(container)
+    try:
+        runtime.kill(container.id, number)
+    except RuntimeFailure:
+        if monitor.read_exit_code(container.bundle) is None and _alive(container):
+            raise
+    if number == signal.SIGKILL and container.state.status == "paused":
+        _thaw(runtime, container)
+
+
+def _thaw(runtime: Runtime, container: Container) -> None:
+    """A frozen process does not die before it is let go (cgroup v1)."""
+    try:
+        runtime.resume(container.id)
+    except RuntimeFailure:
+        if _alive(container):
+            raise
+
+
+def _alive(container: Container) -> bool:
+    return monitor.is_watched(container.bundle, container.id) and Path(f"/proc/{_pid(container)}").exists()
+
+
+def stop(root: Root, reference: str, timeout: int | None = None) -> None:
+    """Ask the container to end with its stop signal, and kill it after `timeout` seconds (-1: never).
+
+    Raises RuntimeFailure when there is no such container; one that does not run is no error.
+    """
+    container = inspect(root, reference)
+    if container.state.status == "paused":
+        unpause(root, reference)
+    if not container.state.live:
+        return
+    patience = container.request.stop_timeout if timeout is None else timeout
+    watch = Watch(root, container)
+    send_signal(container, signal_number(container.process.stop_signal))
+    if watch.wait(None if patience < 0 else patience) is None:
+        send_signal(container, signal.SIGKILL)
+        watch.wait(None)
+
+
+class Watch:
+    """Waits for a container's end, its removal included; made before the end, or it could be missed."""
+
+    def __init__(self, root: Root, container: Container) -> None:
+        self._root = root
+        self._directory = container.directory
+        # The last exit code is left here, also when the container is removed (settle.leave_exit_code).
+        self._lock = open(container.directory / "lock")  # noqa: SIM115 - it lives as long as this
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The exit code; None when `timeout` seconds pass before."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _POLL
+        while True:
+            try:
+                container = load(self._directory)
+            except FileNotFoundError:
+                self._lock.seek(0)
+                return int(self._lock.read() or UNKNOWN_EXIT)
+            if container.state.live and settle.needs_mending(container):
+                settle_by_path(self._root, self._directory)
+                continue
+            if not container.state.live:
+                return container.state.exit_code
+            if deadline is not None and time.monotonic() > deadline:
+                return None
+            time.sleep(pause)
+            pause = min(pause * 1.1, 0.25)
+
+
+def wait(root: Root, reference: str) -> int:
+    """Wait until the container does not run, and return its exit code.
+
+    Raises RuntimeFailure when there is no such container.
+    """
+    code = Watch(root, inspect(root, reference)).wait()
+    assert code is not None
+    return code
+
+
+def pause(root: Root, reference: str) -> None:
+    """Freeze all processes of a container. Raises RuntimeFailure when it does not run."""
+    _freeze(root, reference, "running")
+
+
+def unpause(root: Root, reference: str) -> None:
+    """Let the processes of a frozen container go on. Raises RuntimeFailure when it is not frozen."""
+    _freeze(root, reference, "paused")
+
+
+def _freeze(root: Root, reference: str, expected: str) -> None:
+    with locked(inspect(root, reference).directory) as container:
+        if container.state.status != expected:
+            what = "already paused" if container.state.status == "paused" else f"not {expected}"
+            raise RuntimeFailure(f"Container {container.id} is {what}")
+        if expected == "running":
+            runtime_of(container).pause(container.id)
+            container.with_state(status="paused").save()
+        else:
+            runtime_of(container).resume(container.id)
+            container.with_state(status="running").save()
+
+
+def remove(root: Root, reference: str, force: bool = False, with_volumes: bool = False) -> None:
+    """Remove a container: its layer, its log, and `with_volumes` its anonymous volumes.
+
+    Raises RuntimeFailure when it runs (unless `force`), or there is no such container.
+    """
+    container = inspect(root, reference)
+    if container.state.live:
+        if not force:
+            raise RuntimeFailure(
+                f"cannot remove container {container.name!r}: container is {container.state.status}: "
+                f"stop the container before removing or force remove"
+            )
+        watch = Watch(root, container)
+        send_signal(container, signal.SIGKILL)
+        watch.wait(None)
+    try:
+        with locked(container.directory) as container:
+            if container.state.live:
+                raise RuntimeFailure(f"cannot remove container {container.name!r}: it was started meanwhile")
+            settle.remove_files(root, container, with_volumes)
+    except Gone:  # it was run with --rm, or another was faster
+        return
+
+
+def _pid(container: Container) -> int:
+    try:
+        return int((container.bundle / "pid").read_text())
+    except (FileNotFoundError, ValueError):
+        return 0

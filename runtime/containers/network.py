@@ -1,0 +1,57 @@
+"""The files by which a container knows itself and others: hosts, hostname and resolv.conf, as docker's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from runtime.containers.container import Container
+from runtime.containers.spec import hostname
+from runtime.errors import RuntimeFailure
+
+NETWORKS = ("none", "host")
+
+_LOCALHOST = """127.0.0.1\tlocalhost
+::1\tlocalhost ip6-localhost ip6-loopback
+fe00::\tip6-localnet
+ff00::\tip6-mcastprefix
+ff02::1\tip6-allnodes
+ff02::2\tip6-allrouters
+"""
+
+
+def check_network(name: str) -> str:
+    """`name` itself when there is such a network.
+
+    Raises RuntimeFailure when there is not.
+    """
+    if name not in NETWORKS:
+        raise RuntimeFailure(f"network {name} not found: there is {' and '.join(NETWORKS)}", 125)
+    return name
+
+
+def write_files(container: Container) -> dict[str, Path]:
+    """Write the files into the container's directory, and return them by their path in the container.
+
+    They are the container's to change as long as it is there; a later start writes them anew.
+    """
+    name = hostname(container)
+    host_network = container.request.network == "host"
+    hosts = _host_file("/etc/hosts") if host_network else f"{_LOCALHOST}127.0.0.1\t{name}\n"
+    for entry in container.request.extra_hosts:
+        host, _, address = entry.partition(":")
+        hosts += f"{address}\t{host}\n"
+    contents = {"hostname": f"{name}\n", "hosts": hosts, "resolv.conf": _host_file("/etc/resolv.conf")}
+    files = {}
+    for file_name, content in contents.items():
+        path = container.directory / file_name
+        path.write_text(content)
+        path.chmod(0o644)
+        files[f"/etc/{file_name}"] = path
+    return files
+
+
+def _host_file(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except OSError:
+        return ""

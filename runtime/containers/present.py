@@ -1,0 +1,178 @@
+"""Containers, images and volumes in docker's words: the objects that inspect shows.
+
+The field names are those of the Docker Engine API (ContainerInspect, ImageInspect, Volume).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from runtime.containers.container import Container
+from runtime.containers.create import lower_layers
+from runtime.containers.mounts import Mount
+from runtime.containers.spec import hostname
+from runtime.containers.volumes import Volume
+from runtime.images.store import Image
+from runtime.root import Root
+
+Json = dict[str, Any]
+
+
+def container(root: Root, subject: Container) -> Json:
+    """What docker inspect shows of a container."""
+    request, process, state = subject.request, subject.process, subject.state
+    mounted = state.status in ("running", "paused")
+    return {
+        "Id": subject.id,
+        "Created": subject.created,
+        "Path": process.args[0],
+        "Args": list(process.args[1:]),
+        "State": {
+            "Status": "created" if state.status == "starting" else state.status,
+            "Running": mounted,
+            "Paused": state.status == "paused",
+            "Restarting": False,
+            "OOMKilled": state.oom_killed,
+            "Dead": False,
+            "Pid": state.pid if mounted else 0,
+            "ExitCode": state.exit_code,
+            "Error": state.error,
+            "StartedAt": state.started_at,
+            "FinishedAt": state.finished_at,
+        },
+        "Image": subject.image_id,
+        "ResolvConfPath": str(subject.directory / "resolv.conf"),
+        "HostnamePath": str(subject.directory / "hostname"),
+        "HostsPath": str(subject.directory / "hosts"),
+        "LogPath": str(subject.log),
+        "Name": f"/{subject.name}",
+        "RestartCount": 0,
+        "Driver": "unionfs",
+        "Platform": "linux",
+        "HostConfig": {
+            "Binds": [_bind_words(mount) for mount in request.mounts if mount.kind != "tmpfs"] or None,
+            "Tmpfs": {
+                mount.target: ",".join(mount.options) for mount in request.mounts if mount.kind == "tmpfs"
+            },
+            "NetworkMode": request.network,
+            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+            "AutoRemove": request.remove,
+            "CapAdd": list(request.cap_add) or None,
+            "CapDrop": list(request.cap_drop) or None,
+            "ExtraHosts": list(request.extra_hosts) or None,
+            "Privileged": False,
+            "ReadonlyRootfs": request.read_only,
+            "SecurityOpt": _security_options(subject),
+            "ShmSize": request.shm_size,
+            "Runtime": state.runtime or request.runtime,
+            "Memory": request.memory,
+            "NanoCpus": request.nano_cpus,
+            "PidsLimit": request.pids_limit or None,
+            "OomScoreAdj": request.oom_score_adj,
+            "Ulimits": [_ulimit(text) for text in request.ulimits] or None,
+            "LogConfig": {"Type": "k8s-file", "Config": {}},
+        },
+        "GraphDriver": {
+            "Name": "unionfs",
+            "Data": {
+                "LowerDir": ":".join(lower_layers(subject)),
+                "UpperDir": str(subject.upper),
+                "WorkDir": str(subject.directory / "work"),
+                "MergedDir": str(subject.rootfs),
+            },
+        },
+        "Mounts": [_mount(root, mount) for mount in subject.mounts],
+        "Config": {
+            "Hostname": hostname(subject),
+            "User": process.user,
+            "AttachStdin": request.stdin_once,
+            "Tty": request.tty,
+            "OpenStdin": request.stdin,
+            "StdinOnce": request.stdin_once,
+            "Env": list(process.env),
+            "Cmd": list(process.command) or None,
+            "Image": request.image,
+            "Volumes": {mount.target: {} for mount in subject.mounts if mount.kind == "volume"} or None,
+            "WorkingDir": process.cwd,
+            "Entrypoint": list(process.entrypoint) or None,
+            "Labels": dict(subject.labels),
+            "StopSignal": process.stop_signal,
+            "StopTimeout": request.stop_timeout,
+        },
+        "NetworkSettings": {"Networks": {request.network: {}}, "Ports": {}},
+    }
+
+
+def image(subject: Image) -> Json:
+    """What docker inspect shows of an image."""
+    raw = subject.config.raw
+    return {
+        "Id": subject.id,
+        "RepoTags": [name.familiar for name in subject.names],
+        "RepoDigests": [],
+        "Created": str(raw.get("created") or "") or None,
+        "Author": raw.get("author", ""),
+        "Config": raw.get("config") or {},
+        "Architecture": subject.config.architecture,
+        "Os": subject.config.os,
+        "Size": subject.size,
+        "GraphDriver": {
+            "Name": "unionfs",
+            "Data": {"LowerDir": ":".join(str(layer.path) for layer in reversed(subject.layers))},
+        },
+        "RootFS": {"Type": "layers", "Layers": list(subject.config.diff_ids)},
+    }
+
+
+def volume(subject: Volume) -> Json:
+    """What docker volume inspect shows."""
+    return {
+        "CreatedAt": subject.created,
+        "Driver": "local",
+        "Labels": subject.labels or None,
+        "Mountpoint": str(subject.data),
+        "Name": subject.name,
+        "Options": None,
+        "Scope": "local",
+    }
+
+
+def _mount(root: Root, mount: Mount) -> Json:
+    common = {"Destination": mount.target, "Mode": ",".join(mount.options), "RW": not mount.read_only}
+    if mount.kind == "volume":
+        source = str(root.volumes / mount.source / "_data")
+        return {
+            "Type": "volume",
+            "Name": mount.source,
+            "Source": source,
+            **common,
+            "Driver": "local",
+            "Propagation": "",
+        }
+    propagation = next(
+        (word for word in mount.options if word.endswith(("private", "shared", "slave"))), "rprivate"
+    )
+    return {
+        "Type": mount.kind,
+        "Source": mount.source,
+        **common,
+        "Propagation": propagation if mount.kind == "bind" else "",
+    }
+
+
+def _bind_words(mount: Mount) -> str:
+    words = [*mount.options, *(["ro"] if mount.read_only else [])]
+    return ":".join(filter(None, [mount.source, mount.target, ",".join(words)]))
+
+
+def _security_options(subject: Container) -> list[str] | None:
+    options = ["no-new-privileges"] if subject.request.no_new_privileges else []
+    if subject.request.seccomp:
+        options.append(f"seccomp={subject.request.seccomp}")
+    return options or None
+
+
+def _ulimit(text: str) -> Json:
+    name, _, values = text.partition("=")
+    soft, _, hard = values.partition(":")
+    return {"Name": name, "Soft": int(soft), "Hard": int(hard or soft)}

@@ -1,0 +1,105 @@
+"""A container's root filesystem: a union mount of the image's layers and the container's own.
+
+The driver is `python -m unionfs`; UNIONFS_MOUNT_PROGRAM names another one with the same command line,
+such as fuse-overlayfs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from runtime.errors import RuntimeFailure
+
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
+_BUSY_PATIENCE = 2.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _driver() -> list[str]:
+    chosen = os.environ.get("UNIONFS_MOUNT_PROGRAM")
+    return shlex.split(chosen) if chosen else [sys.executable, "-P", "-m", "unionfs"]
+
+
+def mount(lower: Sequence[Path | str], upper: Path, work: Path, target: Path, volatile: bool = False) -> None:
+    """Mount the union of `lower` (uppermost first) and `upper` on `target`; it answers when this returns.
+
+    `volatile` lets the driver skip what only matters after a crash.
+
+    Raises RuntimeFailure with the driver's own words when it cannot be mounted.
+    """
+    options = [
+        "lowerdir=" + ":".join(_escape(layer) for layer in lower),
+        "upperdir=" + _escape(upper),
+        "workdir=" + _escape(work),
+    ]
+    if volatile:
+        options.append("volatile")
+    command = [*_driver(), "-o", ",".join(options), str(target)]
+    result = subprocess.run(
+        command,
+        cwd="/",  # the daemon keeps its directory: it must not hold the caller's
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    if result.returncode != 0:
+        raise RuntimeFailure(f"cannot mount the root filesystem: {result.stderr.strip()}")
+
+
+def is_mounted(target: Path) -> bool:
+    """Whether something is mounted on `target`, be its daemon dead or alive."""
+    return bool(_mounts_on(target))
+
+
+def unmount(target: Path) -> None:
+    """Unmount whatever is mounted on `target`, all of it if several are stacked; nothing is fine too.
+
+    A mount that stays busy (a shell of the host's stands in it) is detached, and ends when it is let go.
+
+    Raises RuntimeFailure when it cannot be unmounted at all.
+    """
+    deadline = time.monotonic() + _BUSY_PATIENCE
+    flags = _UMOUNT_NOFOLLOW
+    while _mounts_on(target):
+        if _libc.umount2(os.fsencode(target), flags) == 0:
+            continue
+        code = ctypes.get_errno()
+        if code == errno.EBUSY:
+            if time.monotonic() > deadline:
+                flags |= _MNT_DETACH
+            time.sleep(0.02)
+        elif code != errno.EINVAL:  # EINVAL: another process was faster
+            raise RuntimeFailure(f"cannot unmount {target}: {os.strerror(code)}")
+
+
+def _mounts_on(target: Path) -> list[str]:
+    """The filesystem types mounted exactly on `target`, from /proc/self/mountinfo (proc(5)).
+
+    Asked there and not with stat(2), which hangs or fails on a mount whose daemon is gone.
+    """
+    wanted = os.path.realpath(target.parent) + "/" + target.name
+    found = []
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/mountinfo") as table:
+        for line in table:
+            fields = line.split()
+            path = fields[4].encode().decode("unicode_escape").encode("latin-1").decode("utf-8", "replace")
+            if path == wanted:
+                found.append(fields[fields.index("-") + 1])
+    return found
+
+
+def _escape(path: Path | str) -> str:
+    """A path as a mount option's value: what separates options and layers is escaped."""
+    return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")

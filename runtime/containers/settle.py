@@ -1,0 +1,129 @@
+"""What follows from a container's end, and mending what a sudden death left behind.
+
+Everything here may be done twice, by anyone, at any moment: conmon's exit command does it first as a rule,
+a client that waits may be faster, and when both were killed the next command that looks at the container
+does it. So the record is changed last.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from pathlib import Path
+
+from runtime.containers import cgroups, monitor, rootfs, volumes
+from runtime.containers.container import Container, Gone, discard, load_all, lock_is_free, locked, now
+from runtime.containers.oci import Runtime
+from runtime.errors import RuntimeFailure
+from runtime.root import Root
+
+#: The exit code of a container whose end nobody saw; docker's.
+UNKNOWN_EXIT = 255
+
+
+def runtime_of(container: Container) -> Runtime:
+    """The OCI runtime that holds the container, with its state directory."""
+    return Runtime(container.state.runtime, container.directory / "oci")
+
+
+def settle(root: Root, container: Container) -> Container:
+    """Bring the record in line with what is; the container's lock must be held.
+
+    Returns the container as it then is. One that was to be removed at its end is removed.
+    """
+    state = container.state
+    if not state.live:
+        return container
+    code = monitor.read_exit_code(container.bundle)
+    if code is None and monitor.is_watched(container.bundle, container.id):
+        if state.status != "starting":
+            return container
+        # Whoever was starting it held the lock, and has died.
+        return abandon(container, "the command that started it was killed")
+    if code is None:
+        code = monitor.read_exit_code(container.bundle)  # written between the two looks
+    if state.status == "starting" and code is None:
+        return abandon(container, "the command that started it was killed")
+    return _finish(root, container, code)
+
+
+def abandon(container: Container, error: str, exit_code: int = 0) -> Container:
+    """Undo a start that did not come to its end: the container is as it was created."""
+    _tear_down(container)
+    return container.with_state(status="created", pid=0, error=error, exit_code=exit_code).save()
+
+
+def _finish(root: Root, container: Container, code: int | None) -> Container:
+    oom = cgroups.oom_kills(container.id) > 0 or (container.bundle / "oom").exists()
+    _tear_down(container)
+    ended = container.with_state(
+        status="exited",
+        pid=0,
+        exit_code=UNKNOWN_EXIT if code is None else code,
+        finished_at=now(),
+        oom_killed=oom,
+        error="its monitor was killed, so that the exit code is not known" if code is None else "",
+    )
+    leave_exit_code(ended)
+    if ended.request.remove:
+        remove_files(root, ended, anonymous_volumes=True)
+        return ended
+    return ended.save()
+
+
+def _tear_down(container: Container) -> None:
+    """No process, no cgroup, no mount."""
+    runtime_of(container).delete(container.id)
+    for pid in cgroups.processes(container.id):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    rootfs.unmount(container.rootfs)
+
+
+def leave_exit_code(container: Container) -> None:
+    """Write the exit code where one who waits still finds it when the container is removed.
+
+    The lock file is never replaced, so whoever has it open can read it even then.
+    """
+    (container.directory / "lock").write_text(str(container.state.exit_code))
+
+
+def remove_files(root: Root, container: Container, anonymous_volumes: bool) -> None:
+    """Remove a container that has ended: its directory, and the volumes that were made for it alone."""
+    rootfs.unmount(container.rootfs)
+    discard(root, container.directory)
+    if anonymous_volumes:
+        for mount in container.mounts:
+            if mount.kind == "volume" and mount.anonymous:
+                with contextlib.suppress(RuntimeFailure):  # another container has it too
+                    volumes.remove(root, mount.source, force=True)
+
+
+def settle_by_path(root: Root, directory: Path) -> Container | None:
+    """Settle the container in `directory`, waiting for its lock; None when it is gone."""
+    try:
+        with locked(directory) as container:
+            settled = settle(root, container)
+    except Gone:
+        return None
+    return settled if directory.exists() else None
+
+
+def settle_all(root: Root) -> list[Container]:
+    """All containers, the newest first, each settled where nobody is at work on it."""
+    settled = []
+    for container in load_all(root):
+        if not container.state.live or not needs_mending(container):
+            settled.append(container)
+        elif after := settle_by_path(root, container.directory):
+            settled.append(after)
+    return settled
+
+
+def needs_mending(container: Container) -> bool:
+    """Whether a live container's record is behind, and nobody is at work on it."""
+    if container.state.status == "starting":
+        return lock_is_free(container.directory)
+    ended = monitor.read_exit_code(container.bundle) is not None
+    return ended or not monitor.is_watched(container.bundle, container.id)

@@ -1,0 +1,343 @@
+"""The OCI runtime configuration of a container: config.json, as docker would write it.
+
+The words are those of the runtime specification (config.md, config-linux.md). What the machine cannot do is
+left out and said: each such thing is a warning for the user.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.containers import cgroups, seccomp
+from runtime.containers.container import Container
+from runtime.containers.mounts import Mount
+from runtime.containers.users import User
+from runtime.errors import RuntimeFailure
+
+Json = dict[str, Any]
+Warn = Callable[[str], None]
+
+DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: What a process of uid 0 in a container may do; docker's default.
+DEFAULT_CAPABILITIES = (
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_KILL",
+    "CAP_MKNOD",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_CHROOT",
+)
+
+#: In the order of their numbers (linux/capability.h).
+_CAPABILITY_NAMES = """
+CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE
+NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO SYS_CHROOT
+SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME SYS_TTY_CONFIG MKNOD LEASE
+AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG WAKE_ALARM BLOCK_SUSPEND AUDIT_READ
+PERFMON BPF CHECKPOINT_RESTORE
+"""
+ALL_CAPABILITIES = tuple(f"CAP_{name}" for name in _CAPABILITY_NAMES.split())
+
+#: Parts of /proc and /sys that show or change the host.
+MASKED_PATHS = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+_CPU_PERIOD = 100_000  # microseconds, the kernel's default
+_NOSUID = ["nosuid", "noexec", "nodev"]
+
+
+@dataclass(frozen=True)
+class Bind:
+    """A host path that is mounted in the container."""
+
+    source: Path
+    mount: Mount
+
+
+def config(
+    container: Container,
+    user: User,
+    binds: Iterable[Bind],
+    files: dict[str, Path],
+    window: tuple[int, int] | None,
+    warn: Warn,
+) -> Json:
+    """The whole configuration.
+
+    `binds` are the bind mounts and volumes with their host paths; `files` the files that are mounted for
+    the network's sake, by their path in the container; `window` the terminal's (rows, columns). `warn` is
+    told what this machine cannot give.
+
+    Raises RuntimeFailure for a request that makes no sense: an unknown capability or limit.
+    """
+    request = container.request
+    capabilities = _capabilities(request.cap_add, request.cap_drop, warn)
+    by_target = {bind.mount.target: _bind(bind) for bind in binds}
+    for mount in container.mounts:
+        if mount.kind == "tmpfs":
+            by_target[mount.target] = _tmpfs(mount)
+    mounts = [mount for mount in _standard_mounts(request.shm_size) if mount["destination"] not in by_target]
+    mounts += [
+        {"destination": path, "type": "bind", "source": str(source), "options": ["rbind", "rprivate"]}
+        for path, source in files.items()
+        if path not in by_target
+    ]
+    mounts += [by_target[mount.target] for mount in container.mounts if mount.target in by_target]
+
+    linux: Json = {
+        "cgroupsPath": cgroups.path_of(container.id),
+        "namespaces": _namespaces(request.network),
+        "resources": _resources(container, warn),
+        "maskedPaths": list(MASKED_PATHS),
+        "readonlyPaths": list(READONLY_PATHS),
+    }
+    if request.network == "none":
+        # Its own network: no port and no ping needs privilege there.
+        linux["sysctl"] = {
+            "net.ipv4.ip_unprivileged_port_start": "0",
+            "net.ipv4.ping_group_range": "0 2147483647",
+        }
+    profile = seccomp.profile(request.seccomp, capabilities)
+    if profile is not None:
+        linux["seccomp"] = profile
+
+    return {
+        "ociVersion": "1.0.2",
+        "hostname": hostname(container),
+        "root": {"path": str(container.rootfs), "readonly": request.read_only},
+        "process": process(container, user, capabilities, window, warn),
+        "mounts": mounts,
+        "linux": linux,
+        "annotations": dict(container.labels),
+    }
+
+
+def process(
+    container: Container,
+    user: User,
+    capabilities: Sequence[str],
+    window: tuple[int, int] | None,
+    warn: Warn,
+) -> Json:
+    """The `process` object of the container's first process."""
+    request, wanted = container.request, container.process
+    result: Json = {
+        "terminal": request.tty,
+        "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
+        "args": list(wanted.args),
+        "env": environment(wanted.env, container, user, request.tty),
+        "cwd": wanted.cwd,
+        "capabilities": capability_sets(user, capabilities),
+        "noNewPrivileges": request.no_new_privileges,
+        "rlimits": _rlimits(request.ulimits, warn),
+    }
+    if request.oom_score_adj < 0 and not _have("CAP_SYS_RESOURCE"):
+        warn("a negative OOM score needs CAP_SYS_RESOURCE, which is missing here: not applied")
+    elif request.oom_score_adj:
+        result["oomScoreAdj"] = request.oom_score_adj
+    if request.tty and window:
+        result["consoleSize"] = {"height": window[0], "width": window[1]}
+    return result
+
+
+def capability_sets(user: User, capabilities: Sequence[str]) -> Json:
+    """The sets of a process: for a user other than root they only bound what a file may give (execve(2))."""
+    held = list(capabilities) if user.uid == 0 else []
+    return {"bounding": list(capabilities), "effective": held, "permitted": held}
+
+
+def environment(wanted: Iterable[str], container: Container, user: User, tty: bool) -> list[str]:
+    """What docker adds to the environment, below what image and user say."""
+    merged = {"PATH": DEFAULT_PATH, "HOSTNAME": hostname(container)}
+    if tty:
+        merged["TERM"] = "xterm"
+    for pair in wanted:
+        name, _, value = pair.partition("=")
+        merged[name] = value
+    merged.setdefault("HOME", user.home)
+    return [f"{name}={value}" for name, value in merged.items()]
+
+
+def hostname(container: Container) -> str:
+    """The container's host name: as asked for, the host's in its network, else the short ID."""
+    if container.request.hostname:
+        return container.request.hostname
+    if container.request.network == "host":
+        return Path("/proc/sys/kernel/hostname").read_text().strip()
+    return container.id[:12]
+
+
+def container_capabilities(container: Container) -> list[str]:
+    """The capabilities of the container, without a word on those that are missing here."""
+    return _capabilities(container.request.cap_add, container.request.cap_drop, lambda _: None)
+
+
+def _capabilities(add: Iterable[str], drop: Iterable[str], warn: Warn) -> list[str]:
+    added, dropped = _capability_names(add), _capability_names(drop)
+    wanted = set(() if "ALL" in dropped else DEFAULT_CAPABILITIES)
+    wanted |= set(ALL_CAPABILITIES) if "ALL" in added else added
+    wanted -= dropped
+    missing = {name for name in wanted if not _have(name)}
+    if missing - {"ALL"}:
+        warn(f"not given, as this machine does not have it: {', '.join(sorted(missing))}")
+    return sorted(wanted - missing - {"ALL"})
+
+
+def _capability_names(names: Iterable[str]) -> set[str]:
+    result = set()
+    for name in names:
+        upper = name.upper()
+        full = upper if upper == "ALL" or upper.startswith("CAP_") else f"CAP_{upper}"
+        if full != "ALL" and full not in ALL_CAPABILITIES:
+            raise RuntimeFailure(f"invalid capability: '{name}'")
+        result.add(full)
+    return result
+
+
+def _have(capability: str) -> bool:
+    """Whether `capability` is in our bounding set (capabilities(7)), so that it can be given on."""
+    if capability not in ALL_CAPABILITIES:
+        return False
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapBnd:"):
+            return bool(int(line.split()[1], 16) >> ALL_CAPABILITIES.index(capability) & 1)
+    return False
+
+
+def _rlimits(ulimits: Iterable[str], warn: Warn) -> list[Json]:
+    """NAME=SOFT[:HARD] as rlimits, held below our own hard limits where we may not raise them."""
+    limits = []
+    for text in ulimits:
+        name, _, values = text.partition("=")
+        soft_text, _, hard_text = values.partition(":")
+        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
+        if number is None:
+            raise RuntimeFailure(f"invalid ulimit type: {name}")
+        try:
+            soft, hard = int(soft_text), int(hard_text or soft_text)
+        except ValueError as error:
+            raise RuntimeFailure(f"invalid ulimit argument: {text}") from error
+        ours = resource.getrlimit(number)[1]
+        if ours != resource.RLIM_INFINITY and not _have("CAP_SYS_RESOURCE") and not 0 <= hard <= ours:
+            warn(f"ulimit {name} is held at {ours}: more needs CAP_SYS_RESOURCE, which is missing here")
+            hard = ours
+            soft = min(soft, hard) if soft >= 0 else hard
+        # -1 is "unlimited"; the runtime takes the kernel's RLIM_INFINITY.
+        limits.append({"type": f"RLIMIT_{name.upper()}", "soft": soft % 2**64, "hard": hard % 2**64})
+    return limits
+
+
+def _namespaces(network: str) -> list[Json]:
+    kinds = ["pid", "ipc", "uts", "mount"]
+    if network == "none":
+        kinds.append("network")
+    if cgroups.is_v2():
+        kinds.append("cgroup")
+    return [{"type": kind} for kind in kinds]
+
+
+def _resources(container: Container, warn: Warn) -> Json:
+    """The limits that were asked for and that this machine's cgroups know."""
+    request = container.request
+    rules: list[Json] = [
+        {"allow": False, "access": "rwm"},
+        # A node may be made (images have them), used only if it is one of the runtime's harmless ones.
+        {"allow": True, "type": "c", "access": "m"},
+        {"allow": True, "type": "b", "access": "m"},
+    ]
+    resources: Json = {"devices": rules}
+    if request.memory:
+        if cgroups.has_controller("memory"):
+            resources["memory"] = {"limit": request.memory}
+            if cgroups.can_limit_swap():
+                resources["memory"]["swap"] = 2 * request.memory
+            else:
+                warn("the kernel does not account for swap: memory limited without swap")
+        else:
+            warn("no memory cgroup here: the memory limit is not applied")
+    if request.nano_cpus:
+        if cgroups.has_controller("cpu"):
+            quota = request.nano_cpus * _CPU_PERIOD // 10**9
+            resources["cpu"] = {"period": _CPU_PERIOD, "quota": quota}
+        else:
+            warn("no cpu cgroup here: the limit on CPUs is not applied")
+    if request.pids_limit > 0:
+        if cgroups.has_controller("pids"):
+            resources["pids"] = {"limit": request.pids_limit}
+        else:
+            warn("no pids cgroup here: the limit on processes is not applied")
+    return resources
+
+
+def _standard_mounts(shm_size: int) -> list[Json]:
+    """The filesystems that every Linux container has (config-linux.md, "Default Filesystems")."""
+    return [
+        {"destination": "/proc", "type": "proc", "source": "proc", "options": _NOSUID},
+        {
+            "destination": "/dev",
+            "type": "tmpfs",
+            "source": "tmpfs",
+            "options": ["nosuid", "strictatime", "mode=755", "size=65536k"],
+        },
+        {
+            "destination": "/dev/pts",
+            "type": "devpts",
+            "source": "devpts",
+            "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        },
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_NOSUID, "ro"]},
+        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*_NOSUID, "ro"]},
+        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": _NOSUID},
+        {
+            "destination": "/dev/shm",
+            "type": "tmpfs",
+            "source": "shm",
+            "options": [*_NOSUID, "mode=1777", f"size={shm_size}"],
+        },
+    ]
+
+
+def _bind(bind: Bind) -> Json:
+    options = [option for option in bind.mount.options if option not in ("bind", "rbind")]
+    # Recursive as docker's: what is mounted under the source is there too.
+    recursive = "bind" if "bind" in bind.mount.options else "rbind"
+    if not any(option.lstrip("r") in ("private", "shared", "slave") for option in options):
+        options.append("rprivate")
+    options.append("ro" if bind.mount.read_only else "rw")
+    return {
+        "destination": bind.mount.target,
+        "type": "bind",
+        "source": str(bind.source),
+        "options": [recursive, *options],
+    }
+
+
+def _tmpfs(mount: Mount) -> Json:
+    options = [*mount.options, "ro"] if mount.read_only else list(mount.options)
+    return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}
