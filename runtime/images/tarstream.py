@@ -130,9 +130,11 @@ class TarStream:
         sparse: Any = member.sparse
         if sparse is None:
             return [(0, member.size)]
+        # Unused places of a header's map are (0, 0), and a hole at the end is (size, 0).
+        segments = [segment for segment in sparse if segment[1]]
         position = 0
-        for offset, length in sparse:
+        for offset, length in segments:
             if offset < position or length < 0 or offset + length > member.size:
                 raise RuntimeFailure(f"{self._where} is damaged: the map of a sparse file is not in order")
             position = offset + length
-        return [segment for segment in sparse if segment[1]]
+        return segments

@@ -31,7 +31,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 
 from runtime.errors import RuntimeFailure
@@ -379,7 +379,7 @@ class _Unpacker:
             exact = Decimal(member.pax_headers.get("mtime") or str(member.mtime)) * 10**9
             if abs(exact) < 1 << 63:
                 return int(exact)
-        except InvalidOperation:
+        except ArithmeticError:
             pass
         raise self._refuse(member.name.encode(errors="replace"), "has a time that cannot be")
 

@@ -45,33 +45,41 @@ def workspace(tmp: Path, lock: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        shutil.rmtree(directory, onerror=_open_up)
+        shutil.rmtree(directory, onerror=_on_error)
         os.close(fd)
 
 
 def _remove_dead(tmp: Path) -> None:
     for directory in tmp.glob(f"{_PREFIX}*"):
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # its owner has just ended
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             continue
         else:
-            shutil.rmtree(directory, onerror=_open_up)
+            shutil.rmtree(directory, onerror=_on_error)
         finally:
             os.close(fd)
 
 
-def _open_up(function: object, path: str, error: object) -> None:
-    """Without root, a directory of a layer may be closed to its owner: open it and remove it again."""
-    parent = os.path.dirname(path)
-    for directory in (parent, path):
-        if not os.path.islink(directory) and os.path.isdir(directory):
-            os.chmod(directory, 0o700)
-    if os.path.islink(path) or not os.path.isdir(path):
-        os.unlink(path)
+def _on_error(function: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:
+    """What rmtree does where it fails.
+
+    Without root, a directory of a layer may be closed to its owner: it is opened, and removed again.
+    """
+    if isinstance(error[1], FileNotFoundError):
+        return
+    if not isinstance(error[1], PermissionError) or os.geteuid() == 0:
+        raise error[1]
+    os.chmod(os.path.dirname(path), 0o700)
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.chmod(path, 0o700)
+        shutil.rmtree(path, onerror=_on_error)
     else:
-        shutil.rmtree(path)
+        os.unlink(path)
 
 
 def sync_filesystem(directory: Path) -> None:
