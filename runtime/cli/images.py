@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,23 +10,13 @@ import click
 
 from runtime.cli import pass_root
 from runtime.cli.output import ago, listing, progress, size
+from runtime.containers.container import images_in_use
 from runtime.errors import RuntimeFailure
 from runtime.images.reference import Reference, parse
 from runtime.images.store import Image, ImageStore
 from runtime.root import Root
 
 NONE = "<none>"
-
-
-def images_in_use(root: Root) -> dict[str, str]:
-    """The images that containers are made from, as image ID → container ID."""
-    used = {}
-    for path in root.containers.glob("*/container.json"):
-        try:
-            used[json.loads(path.read_bytes())["image_id"]] = path.parent.name
-        except FileNotFoundError:
-            continue  # the container was removed meanwhile
-    return used
 
 
 def open_store(root: Root) -> ImageStore:

@@ -15,15 +15,9 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.errors import RuntimeFailure
-from runtime.images.archive import Blob
-from runtime.images.inherit import inherit
-from runtime.images.progress import Progress
-from runtime.images.streams import DecompressingReader, HashingReader, Limits
-from runtime.images.unpack import unpack
 from runtime.images.workspace import sync_directory
 
 
@@ -37,8 +31,8 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class _Record:
-    """layer.json. `standalone`: the tree does not depend on the layers below."""
+class Record:
+    """layer.json: `size` is that of all files. `standalone`: the tree does not depend on the layers below."""
 
     diff_id: str
     size: int
@@ -72,46 +66,12 @@ class LayerStore:
                     continue
                 directory = place / key.removeprefix("sha256:")
                 try:
-                    record = _Record(**json.loads((directory / "layer.json").read_bytes()))
+                    record = Record(**json.loads((directory / "layer.json").read_bytes()))
                 except FileNotFoundError:
                     continue
                 if record.standalone or key == chain_id(diff_ids):
                     return Layer(diff_ids[-1], directory / "diff", record.size)
         return None
-
-    def unpack(
-        self,
-        blob: Blob,
-        below: Sequence[Layer],
-        diff_id: str,
-        staged: Path,
-        progress: Progress,
-        limits: Limits,
-    ) -> Layer:
-        """Unpack `blob` into the directory `staged`, from where `adopt` takes it.
-
-        Raises RuntimeFailure when it is refused, damaged, or not the layer `diff_id`.
-        """
-        where = f"layer {diff_id[:19]}"
-        making = staged / "new"
-        (making / "diff").mkdir(parents=True)
-        with blob.open() as file, progress.task(f"unpacking {diff_id[7:19]}", blob.size) as advance:
-            plain = DecompressingReader(HashingReader(file, advance), where, limits)
-            hashing = HashingReader(plain)
-            done = unpack(hashing, making / "diff", where, limits)
-        if hashing.digest != diff_id:
-            raise RuntimeFailure(f"{where} is not what the config says: its digest is {hashing.digest}")
-        for note in done.notes:
-            progress.note(f"{where}: {note}")
-        standalone = not done.implicit or not below
-        if not standalone:
-            inherit(done.implicit, making / "diff", [layer.path for layer in reversed(below)])
-        record = _Record(diff_id, done.size, done.entries, standalone)
-        (making / "layer.json").write_text(json.dumps(asdict(record)))
-        key = diff_id if standalone else chain_id([*(layer.diff_id for layer in below), diff_id])
-        final = staged / key.removeprefix("sha256:")
-        making.rename(final)
-        return Layer(diff_id, final / "diff", done.size)
 
     def adopt(self, staged: Path) -> None:
         """Move the layers in `staged`, which are on disk, into the store."""
@@ -131,14 +91,3 @@ class LayerStore:
                 gone.add(f"sha256:{directory.name}")
         return gone
 
-
-def verify(blob: Blob, diff_id: str, progress: Progress, limits: Limits) -> None:
-    """Check that `blob` is the layer `diff_id`, without unpacking it; raises RuntimeFailure otherwise."""
-    if blob.digest == diff_id:
-        return
-    where = f"layer {diff_id[:19]}"
-    with blob.open() as file, progress.task(f"verifying {diff_id[7:19]}", blob.size) as advance:
-        hashing = HashingReader(DecompressingReader(HashingReader(file, advance), where, limits))
-        hashing.drain()
-    if hashing.digest != diff_id:
-        raise RuntimeFailure(f"{where} is not what the config says: its digest is {hashing.digest}")

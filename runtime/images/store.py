@@ -14,18 +14,20 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from runtime.errors import RuntimeFailure
-from runtime.images.archive import SourceImage, find_images, open_source
 from runtime.images.documents import Descriptor, ImageConfig, Manifest
-from runtime.images.layers import Layer, LayerStore, chain_id, verify
+from runtime.images.layers import Layer, LayerStore, chain_id
 from runtime.images.layout import Layout, name_of, named, with_name, without_needless
 from runtime.images.progress import Progress, Silent
 from runtime.images.reference import Reference, parse
-from runtime.images.streams import Limits
 from runtime.images.workspace import locked, sync_filesystem, workspace
 from runtime.root import Root
+
+if TYPE_CHECKING:
+    from runtime.images.archive import SourceImage
+    from runtime.images.streams import Limits
 
 SHORT_ID = 12
 
@@ -67,7 +69,7 @@ class ImageStore:
     ) -> None:
         self._root = root.prepare()
         self._in_use = in_use
-        self._limits = limits or Limits()
+        self._limits = limits
         self._layout = Layout(root.images)
         self._layers = LayerStore(root.layers)
         self._lock = root.path / "images.lock"
@@ -87,6 +89,10 @@ class ImageStore:
 
     def images(self) -> list[Image]:
         """All images, those made last first."""
+        with self.reading():
+            return self._images()
+
+    def _images(self) -> list[Image]:
         by_id: dict[str, Image] = {}
         for entry in self._layout.entries():
             image = self._image(entry)
@@ -105,22 +111,7 @@ class ImageStore:
 
         Raises RuntimeFailure when there is none, or when a short ID fits several.
         """
-        images = self.images()
-        bare = name.removeprefix("sha256:")
-        try:
-            reference = parse(name)
-        except RuntimeFailure:
-            reference = None
-        for image in images:
-            if image.id == f"sha256:{bare}" or (reference and _answers_to(image, reference)):
-                return image
-        if bare and all(character in "0123456789abcdef" for character in bare):
-            fitting = [image for image in images if image.id.startswith(f"sha256:{bare}")]
-            if len(fitting) > 1:
-                raise RuntimeFailure(f"image ID {name} is ambiguous: {len(fitting)} images have it")
-            if fitting:
-                return fitting[0]
-        raise RuntimeFailure(f"No such image: {name}")
+        return _resolve(name, self.images())
 
     def _image(self, entry: Descriptor) -> Image:
         manifest = Manifest.parse(self._layout.read_blob(entry.digest), f"manifest {entry.digest}")
@@ -144,7 +135,12 @@ class ImageStore:
 
         Raises RuntimeFailure when anything in it is not as it has to be; the store is then as it was.
         """
+        # What only loading needs: the start of a container should not wait for it.
+        from runtime.images.archive import find_images, open_source
+        from runtime.images.streams import Limits
+
         progress = progress or Silent()
+        limits = self._limits or Limits()
         with workspace(self._root.tmp, self._workspaces_lock) as work:
             self._sweep(work)
             staging = work / "staging"
@@ -152,11 +148,11 @@ class ImageStore:
             staging.mkdir()
             staged_layers.mkdir()
             try:
-                content = open_source(source, stdin, staging, progress, self._limits)
+                content = open_source(source, stdin, staging, progress, limits)
                 found = find_images(content, staging)
                 while True:
                     for image in found:
-                        self._prepare(image, staged_layers, progress)
+                        self._prepare(image, staged_layers, progress, limits)
                     sync_filesystem(work)
                     try:
                         with locked(self._lock):
@@ -166,15 +162,17 @@ class ImageStore:
             except OSError as error:
                 raise RuntimeFailure(f"cannot load {source}: {error.strerror}") from error
 
-    def _prepare(self, image: SourceImage, staged: Path, progress: Progress) -> None:
+    def _prepare(self, image: SourceImage, staged: Path, progress: Progress, limits: Limits) -> None:
+        from runtime.images.unpack_blob import unpack_blob, verify
+
         diff_ids = image.config.diff_ids
         below: list[Layer] = []
         for count, (blob, diff_id) in enumerate(zip(image.layers, diff_ids, strict=True), 1):
             layer = self._layers.find(diff_ids[:count], staged)
             if layer is None:
-                layer = self._layers.unpack(blob, below, diff_id, staged, progress, self._limits)
+                layer = unpack_blob(blob, below, diff_id, staged, progress, limits)
             elif not self._layout.blob_path(blob.digest).exists():
-                verify(blob, diff_id, progress, self._limits)
+                verify(blob, diff_id, progress, limits)
             below.append(layer)
 
     def _commit(self, found: Sequence[SourceImage], staged: Path) -> list[Image]:
@@ -193,7 +191,7 @@ class ImageStore:
                 entries = with_name(entries, named(entry, str(name) if name else None))
         self._layout.sync_blobs()
         self._layout.write_entries(entries)
-        stored = {image.id: image for image in self.images()}
+        stored = {image.id: image for image in self._images()}
         return [replace(stored[image.blobs[1].digest], names=image.names) for image in found]
 
     # Changing
@@ -202,7 +200,7 @@ class ImageStore:
         """Give the image `source` the name `target` too, which another image may lose by that."""
         name = parse(target).tagged()
         with locked(self._lock):
-            image = self.resolve(source)
+            image = _resolve(source, self._images())
             entries = with_name(self._layout.entries(), named(image.manifests[0], str(name)))
             self._layout.write_entries(entries)
 
@@ -214,7 +212,7 @@ class ImageStore:
         without a name when it is forced.
         """
         with workspace(self._root.tmp, self._workspaces_lock) as work, locked(self._lock):
-            image = self.resolve(name)
+            image = _resolve(name, self._images())
             user = self._in_use().get(image.id)
             names = _matching(image, name)
             by_id = not names
@@ -245,7 +243,7 @@ class ImageStore:
 
     def _sweep_locked(self, work: Path) -> set[str]:
         """Remove what no entry of the index needs; give the keys of the layers among it."""
-        images = self.images()
+        images = self._images()
         blobs = {manifest.digest for image in images for manifest in image.manifests}
         for digest in list(blobs):
             manifest = Manifest.parse(self._layout.read_blob(digest), f"manifest {digest}")
@@ -266,6 +264,24 @@ def _answers_to(image: Image, reference: Reference) -> bool:
     repositories = {name.repository for name in image.names}
     digests = {manifest.digest for manifest in image.manifests}
     return reference.repository in repositories and reference.digest in digests
+
+
+def _resolve(name: str, images: Sequence[Image]) -> Image:
+    bare = name.removeprefix("sha256:")
+    try:
+        reference = parse(name)
+    except RuntimeFailure:
+        reference = None
+    for image in images:
+        if image.id == f"sha256:{bare}" or (reference and _answers_to(image, reference)):
+            return image
+    if bare and all(character in "0123456789abcdef" for character in bare):
+        fitting = [image for image in images if image.id.startswith(f"sha256:{bare}")]
+        if len(fitting) > 1:
+            raise RuntimeFailure(f"image ID {name} is ambiguous: {len(fitting)} images have it")
+        if fitting:
+            return fitting[0]
+    raise RuntimeFailure(f"No such image: {name}")
 
 
 def _matching(image: Image, name: str) -> tuple[Reference, ...]:
