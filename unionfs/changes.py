@@ -1,0 +1,255 @@
+"""Changes of names: create, link, unlink, rename. Each is one atomic step in the upper layer, then in memory.
+
+What a change has to do follows from two questions about a name, which the merged listing answers: does the
+upper layer have it (`Entry.upper`), and would the layers below show something there if it had not
+(`Listing.below`)? A name with something below is never just removed: it is whited out. A directory put
+where something lies below is made opaque first, so that it shows nothing of it.
+
+Methods that are not `async` are atomic to everybody else. Those that are await only to copy a file up,
+before they look at the names they act on; the kernel holds both directories locked the whole time, so
+nobody else changes those.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import TypeVar
+
+from unionfs import whiteout
+from unionfs.copyup import CopyUp
+from unionfs.nodes import Entry, Node
+from unionfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
+from unionfs.tree import Tree
+from unionfs.upper import Caller, Maker, Upper
+from unionfs.whiteout import Convention
+
+T = TypeVar("T")
+
+
+class Changes:
+    """What users do to the names of one tree."""
+
+    def __init__(self, tree: Tree, upper: Upper, copyup: CopyUp) -> None:
+        self.tree = tree
+        self.upper = upper
+        self.copyup = copyup
+
+    # Making ----------------------------------------------------------------------------------------
+
+    def create(self, parent: Node, name: bytes, kind: int, make: Maker[T], caller: Caller) -> tuple[Node, T]:
+        """Make a new name by `make(directory_fd, name)`; returns its node and what `make` gave.
+
+        Raises OSError: EEXIST, EPERM for a name that would be a whiteout marker, and the disk's.
+        """
+        self._must_be_new(parent, name)
+        self.copyup.directory(parent)
+        listing = self.tree.listing(parent)
+        path = self.tree.path(parent)
+        marked = name in listing.marked
+        if name in listing.whiteouts or marked or name in listing.below:
+            made = self.upper.create_over_whiteout(path, name, make, caller, marked=marked)
+        else:
+            made = self.upper.create(path, name, make, caller)
+        return self._appeared(parent, name, kind), made
+
+    async def link(self, node: Node, parent: Node, name: bytes) -> None:
+        """Give a file one more name.
+
+        Raises OSError: EEXIST, EPERM (marker name), ENOENT when it was removed meanwhile, EMLINK.
+        """
+        self._must_be_new(parent, name)
+        await self.copyup.file(node)
+        self.copyup.directory(parent)
+        if not node.names:
+            raise FileNotFoundError(errno.ENOENT, "removed")
+        listing = self.tree.listing(parent)
+        self.upper.link(
+            self.tree.path(node),
+            self.copyup.upper_path(parent, name),
+            over_whiteout=name in listing.whiteouts,
+            marked=name in listing.marked,
+        )
+        self._appeared(parent, name, node.kind)
+
+    def _must_be_new(self, parent: Node, name: bytes) -> None:
+        if whiteout.is_reserved(name):
+            raise PermissionError(errno.EPERM, "the name would be a whiteout")
+        if name in self.tree.listing(parent).names:
+            raise FileExistsError(errno.EEXIST, "exists")
+
+    def _appeared(self, parent: Node, name: bytes, kind: int) -> Node:
+        """The upper layer has a new name that hides all below it."""
+        listing = self.tree.listing(parent)
+        listing.names[name] = Entry(kind, True, ())
+        listing.whiteouts.discard(name)
+        listing.marked.discard(name)
+        node = self.tree.lookup(parent, name)
+        assert node is not None
+        return node
+
+    # Removing --------------------------------------------------------------------------------------
+
+    async def unlink(self, parent: Node, name: bytes) -> None:
+        """Remove a name that is not a directory's.
+
+        Raises OSError: ENOENT, EISDIR, and the disk's.
+        """
+        node = self._existing(parent, name)
+        if node.kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+        await self._keep_link_count(node)
+        self._remove(parent, name, node)
+
+    def rmdir(self, parent: Node, name: bytes) -> None:
+        """Remove a directory in which nothing is seen.
+
+        Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY, and the disk's.
+        """
+        node = self._existing(parent, name)
+        if self.tree.listing(node).names:
+            raise OSError(errno.ENOTEMPTY, "not empty")
+        self._remove(parent, name, node)
+
+    def _remove(self, parent: Node, name: bytes, node: Node) -> None:
+        if not node.upper:
+            self.copyup.directory(parent)
+        hides = name in self.tree.listing(parent).below
+        path = self.copyup.upper_path(parent, name)
+        with self._surviving(node):
+            if hides:
+                self.upper.white_out(path, present=node.kind if node.upper else None)
+            else:
+                self.upper.remove(path, directory=node.kind == stat.S_IFDIR)
+        self._disappeared(parent, name, node, hides=hides)
+
+    async def _keep_link_count(self, node: Node) -> None:
+        """Copy up a lower file that is about to lose one of its names, so that the others count right."""
+        if not node.upper and node.kind != stat.S_IFDIR and self.tree.stat(node).st_nlink > 1:
+            await self.copyup.file(node)
+
+    @contextlib.contextmanager
+    def _surviving(self, node: Node) -> Iterator[None]:
+        """Hold on to an upper file that may lose its last name: it can be open, or a working directory."""
+        if not node.upper or len(node.names) > 1:
+            yield
+            return
+        orphan = self.upper.open(self.tree.path(node), os.O_PATH)
+        try:
+            yield
+        except BaseException:
+            os.close(orphan)
+            raise
+        node.orphan = orphan
+
+    def _disappeared(self, parent: Node, name: bytes, node: Node, *, hides: bool) -> None:
+        """A name is gone from the union, and is whited out if it `hides` something."""
+        listing = self.tree.listing(parent)
+        self.tree.nodes.unname(node, parent, name, listing.names.pop(name))
+        if hides:
+            by_marker = self.upper.convention is Convention.MARKER
+            (listing.marked if by_marker else listing.whiteouts).add(name)
+        self.tree.nodes.release(node)
+
+    def _existing(self, parent: Node, name: bytes) -> Node:
+        node = self.tree.lookup(parent, name)
+        if node is None:
+            raise FileNotFoundError(errno.ENOENT, "no such name")
+        return node
+
+    # Renaming --------------------------------------------------------------------------------------
+
+    async def rename(
+        self, old_parent: Node, old_name: bytes, new_parent: Node, new_name: bytes, flags: int
+    ) -> None:
+        """renameat2(2) with RENAME_NOREPLACE or RENAME_EXCHANGE.
+
+        Raises OSError: EXDEV for a directory that lower layers take part in (as overlayfs without
+        redirect_dir), ENOTEMPTY, EEXIST, EINVAL for other flags, EPERM for a marker name.
+        """
+        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE):
+            raise OSError(errno.EINVAL, "flags")
+        if whiteout.is_reserved(new_name):
+            raise PermissionError(errno.EPERM, "the name would be a whiteout")
+        node = self._existing(old_parent, old_name)
+        replaced = self.tree.lookup(new_parent, new_name)
+        if replaced is node:
+            return
+        if replaced is not None and flags & RENAME_NOREPLACE:
+            raise FileExistsError(errno.EEXIST, "exists")
+        if flags & RENAME_EXCHANGE:
+            if replaced is None:
+                raise FileNotFoundError(errno.ENOENT, "nothing to exchange with")
+            await self._exchange(old_parent, old_name, node, new_parent, new_name, replaced)
+            return
+        if replaced is not None:
+            if replaced.kind == stat.S_IFDIR and self.tree.listing(replaced).names:
+                raise OSError(errno.ENOTEMPTY, "not empty")
+            await self._keep_link_count(replaced)
+        await self._make_movable(node)
+        self.copyup.directory(old_parent)
+        self.copyup.directory(new_parent)
+        self._move(old_parent, old_name, node, new_parent, new_name, replaced)
+
+    async def _make_movable(self, node: Node) -> None:
+        """Bring a node into the upper layer alone."""
+        if node.kind != stat.S_IFDIR:
+            await self.copyup.file(node)
+        elif node.lowers:
+            raise OSError(errno.EXDEV, "lower layers take part in this directory")
+
+    def _move(
+        self,
+        old_parent: Node,
+        old_name: bytes,
+        node: Node,
+        new_parent: Node,
+        new_name: bytes,
+        replaced: Node | None,
+    ) -> None:
+        old = self.copyup.upper_path(old_parent, old_name)
+        new = self.copyup.upper_path(new_parent, new_name)
+        target = self.tree.listing(new_parent)
+        hides_old = old_name in self.tree.listing(old_parent).below
+        if node.kind == stat.S_IFDIR and new_name in target.below:
+            self.upper.make_opaque(old)
+        over_directory = replaced is not None and replaced.kind == stat.S_IFDIR and replaced.upper
+        with self._surviving(replaced) if replaced is not None else contextlib.nullcontext():
+            if over_directory:
+                self.upper.empty(new)
+            self.upper.rename(
+                old, new, hides_old=hides_old, over_whiteout=new_name in target.whiteouts
+            )
+        if new_name in target.marked or (over_directory and self.upper.convention is Convention.MARKER):
+            self.upper.unmark(self.tree.path(new_parent), new_name)
+        if replaced is not None:
+            self._disappeared(new_parent, new_name, replaced, hides=False)
+        # Named anew before the old name goes, or the node would have no holder for a moment.
+        target.whiteouts.discard(new_name)
+        target.marked.discard(new_name)
+        entry = target.names[new_name] = Entry(node.kind, True, ())
+        self.tree.nodes.name(node, new_parent, new_name, entry)
+        self._disappeared(old_parent, old_name, node, hides=hides_old)
+
+    async def _exchange(
+        self, one_parent: Node, one_name: bytes, one: Node, other_parent: Node, other_name: bytes, other: Node
+    ) -> None:
+        await self._make_movable(one)
+        await self._make_movable(other)
+        self.copyup.directory(one_parent)
+        self.copyup.directory(other_parent)
+        ends = ((one_parent, one_name, one, other), (other_parent, other_name, other, one))
+        for parent, name, _, comes in ends:
+            if comes.kind == stat.S_IFDIR and name in self.tree.listing(parent).below:
+                self.upper.make_opaque(self.tree.path(comes))
+        self.upper.exchange(*(self.copyup.upper_path(parent, name) for parent, name, _, _ in ends))
+        fresh = [Entry(comes.kind, True, ()) for *_, comes in ends]
+        for (parent, name, _, comes), entry in zip(ends, fresh, strict=True):
+            self.tree.nodes.name(comes, parent, name, entry)
+        for (parent, name, goes, _), entry in zip(ends, fresh, strict=True):
+            names = self.tree.listing(parent).names
+            self.tree.nodes.unname(goes, parent, name, names[name])
+            names[name] = entry

@@ -1,0 +1,362 @@
+"""Copy-up: a file of a lower layer becomes a file of the upper one, all at once or not at all.
+
+The copy is made in the staging directory, with content, holes, owner, mode, xattrs, ACLs and times, is on
+the disk before it gets its name, and gets it by one rename. So whoever looks sees the lower file or the
+whole copy. Nobody can tell from the parent directories: those are copied up first, and keep their times.
+
+Long copies run in a worker thread; nothing else does. Until the copy is adopted nothing of the tree
+depends on it, so the file may be renamed or removed meanwhile: the adopting step, which does not await,
+looks at how things are then. Two who want the same file wait for one copy (`Node.copying`).
+
+A lower file with several names stays one file: all of its names that are seen become links to the copy.
+A crash among those links is made good at the next mount: until the last one stands, the copy has a link
+in `workdir/hardlinks` that names the lower inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+
+import trio
+
+from unionfs import syscalls, xattr
+from unionfs.layer import Layer, split
+from unionfs.nodes import Entry, Node
+from unionfs.tree import ORIGIN_XATTRS, Tree
+from unionfs.upper import Upper
+
+#: Files up to this many bytes are copied on the thread that decides: a worker costs more than they do.
+INLINE_SIZE = 256 * 1024
+
+_COPY_CHUNK = 64 * 1024 * 1024
+_HARDLINKS = b"hardlinks"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class CopyUp:
+    """Brings nodes of one tree into its upper layer."""
+
+    def __init__(self, tree: Tree, upper: Upper, *, sync: bool) -> None:
+        """`sync`: a copy reaches the disk before it gets its name. Off for volatile mounts."""
+        self.tree = tree
+        self.upper = upper
+        self.sync = sync
+        self.copied = 0
+        self._hard_links: dict[Layer, dict[int, list[bytes]]] = {}
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(_HARDLINKS, 0o700, dir_fd=upper.work_fd)
+        self._records_fd = os.open(_HARDLINKS, _DIRECTORY, dir_fd=upper.work_fd)
+
+    def close(self) -> None:
+        """Give back the descriptor."""
+        os.close(self._records_fd)
+
+    # Directories -----------------------------------------------------------------------------------
+
+    def directory(self, node: Node) -> None:
+        """Make sure that the upper layer has a directory, and its parents, with all their attributes.
+
+        Raises OSError from the disk; FileNotFoundError when the directory was removed.
+        """
+        pending = []
+        while not node.upper:
+            if not node.names:
+                raise FileNotFoundError(errno.ENOENT, "removed")
+            pending.append(node)
+            node = node.names[0][0]
+        for missing in reversed(pending):
+            layer, path = missing.lowers[0]
+            staged = self.upper.staged_name()
+            os.mkdir(staged, 0o700, dir_fd=self.upper.staging_fd)
+            try:
+                self._copy_attributes(layer, path, staged, missing.ino, layer.stat(path))
+                upper_ino = self._staged_stat(staged).st_ino
+                self.upper.adopt(staged, self.tree.path(missing))
+            except BaseException:
+                self.upper.discard(staged)
+                raise
+            self._now_upper(missing, upper_ino)
+            if missing.listing is not None:
+                # From now on what is seen and what lies below may differ.
+                missing.listing.names = dict(missing.listing.below)
+
+    # Everything else -------------------------------------------------------------------------------
+
+    async def file(self, node: Node, length: int | None = None) -> None:
+        """Make sure that the upper layer has a node of any kind, with at most `length` bytes of content.
+
+        Raises OSError: ENOSPC and what else the disk says; then nothing has changed.
+        """
+        while not node.upper:
+            if node.kind == stat.S_IFDIR:
+                self.directory(node)
+            elif node.copying is not None:
+                await node.copying.wait()
+            else:
+                await self._copy(node, length)
+
+    async def _copy(self, node: Node, length: int | None) -> None:
+        layer, path = node.lowers[0]
+        status = layer.stat(path)
+        size = status.st_size if length is None else min(length, status.st_size)
+        siblings = status.st_nlink > 1
+        staged = self.upper.staged_name()
+        long = node.kind == stat.S_IFREG and size > 0 and (self.sync or size > INLINE_SIZE)
+        if not long and (not siblings or layer in self._hard_links):
+            self._stage_and_adopt(layer, path, status, size, node, staged)
+            return
+        node.copying = trio.Event()
+        try:
+            if siblings and layer not in self._hard_links:
+                self._hard_links[layer] = await trio.to_thread.run_sync(self._find_hard_links, layer)
+            if not long:
+                self._stage_and_adopt(layer, path, status, size, node, staged)
+                return
+            source = layer.open(path, os.O_RDONLY)
+            try:
+                fd = self._create_staged(staged)
+                try:
+                    await trio.to_thread.run_sync(self._fill, source, fd, size, status.st_size)
+                finally:
+                    os.close(fd)
+                self._copy_attributes(layer, path, staged, node.ino, status)
+                if self.sync:
+                    await trio.to_thread.run_sync(self._sync_staged, staged)
+                self._adopt(node, staged, layer, status)
+            finally:
+                os.close(source)
+        except BaseException:
+            self._discard_quietly(staged)
+            raise
+        finally:
+            node.copying.set()
+            node.copying = None
+            self.tree.nodes.release(node)
+
+    def _stage_and_adopt(
+        self, layer: Layer, path: bytes, status: os.stat_result, size: int, node: Node, staged: bytes
+    ) -> None:
+        try:
+            self._stage(layer, path, status, size, staged)
+            self._copy_attributes(layer, path, staged, node.ino, status)
+            self._adopt(node, staged, layer, status)
+        except BaseException:
+            self._discard_quietly(staged)
+            raise
+
+    def _stage(self, layer: Layer, path: bytes, status: os.stat_result, size: int, staged: bytes) -> None:
+        """Make the copy's inode, and its content if that is short."""
+        staging_fd = self.upper.staging_fd
+        kind = stat.S_IFMT(status.st_mode)
+        if kind == stat.S_IFREG:
+            fd = self._create_staged(staged)
+            try:
+                if size:
+                    source = layer.open(path, os.O_RDONLY)
+                    try:
+                        self._fill(source, fd, size, status.st_size)
+                    finally:
+                        os.close(source)
+            finally:
+                os.close(fd)
+        elif kind == stat.S_IFLNK:
+            os.symlink(layer.readlink(path), staged, dir_fd=staging_fd)
+        else:
+            os.mknod(staged, kind | 0o600, status.st_rdev, dir_fd=staging_fd)
+
+    def _create_staged(self, staged: bytes) -> int:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        return os.open(staged, flags, 0o600, dir_fd=self.upper.staging_fd)
+
+    def _staged_stat(self, staged: bytes) -> os.stat_result:
+        return os.stat(staged, dir_fd=self.upper.staging_fd, follow_symlinks=False)
+
+    def _sync_staged(self, staged: bytes) -> None:
+        fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.upper.staging_fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _discard_quietly(self, staged: bytes) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.upper.discard(staged)
+
+    def _fill(self, source: int, target: int, size: int, whole: int) -> None:
+        """Copy the first `size` bytes: shared with the source where the disk can, holes kept."""
+        self.copied += size
+        if size == whole:
+            try:
+                fcntl.ioctl(target, syscalls.FICLONE, source)
+                return
+            except OSError:
+                pass  # another filesystem, or one that cannot share
+        position = 0
+        while position < size:
+            try:
+                start = os.lseek(source, position, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise
+                break  # a hole to the end
+            end = min(os.lseek(source, start, os.SEEK_HOLE), size)
+            if start >= size:
+                break
+            _copy_range(source, target, start, end)
+            position = end
+        os.ftruncate(target, size)
+
+    # Attributes ------------------------------------------------------------------------------------
+
+    def _copy_attributes(
+        self, layer: Layer, path: bytes, staged: bytes, number: int, status: os.stat_result
+    ) -> None:
+        staging_fd = self.upper.staging_fd
+        kind = stat.S_IFMT(status.st_mode)
+        own = self._staged_stat(staged)
+        if (own.st_uid, own.st_gid) != (status.st_uid, status.st_gid):
+            os.chown(staged, status.st_uid, status.st_gid, dir_fd=staging_fd, follow_symlinks=False)
+        if kind != stat.S_IFLNK:
+            syscalls.fchmodat(staging_fd, staged, stat.S_IMODE(status.st_mode))
+        target = b"/proc/self/fd/%d/%s" % (staging_fd, staged)
+        xattr.copy(layer.proc_path(path), target)
+        for name in ORIGIN_XATTRS:
+            try:
+                os.setxattr(target, name, b"%x@%x" % (number, own.st_ino), follow_symlinks=False)
+                break
+            except OSError:
+                continue  # the number will be another after the next mount: worth no failure
+        syscalls.utimensat(staging_fd, staged, status.st_atime_ns, status.st_mtime_ns)
+
+    # Adopting --------------------------------------------------------------------------------------
+
+    def _adopt(self, node: Node, staged: bytes, layer: Layer, status: os.stat_result) -> None:
+        """Give the finished copy the node's names. Does not await: what it finds stays true."""
+        staging_fd = self.upper.staging_fd
+        upper_ino = self._staged_stat(staged).st_ino
+        reader = -1
+        if node.handles:
+            reader = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
+        try:
+            if not node.names:
+                node.orphan = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
+                os.unlink(staged, dir_fd=staging_fd)
+            elif status.st_nlink > 1:
+                self._adopt_hard_linked(node, staged, layer, status.st_ino)
+            else:
+                path = self.tree.path(node)
+                self.directory(node.names[0][0])
+                self.upper.adopt(staged, path)
+            for handle in node.handles:
+                os.dup2(reader, handle.fd, inheritable=False)
+        finally:
+            if reader >= 0:
+                os.close(reader)
+        self._now_upper(node, upper_ino)
+        node.lowers = ()
+
+    def _now_upper(self, node: Node, upper_ino: int) -> None:
+        node.upper = True
+        node.upper_ino = upper_ino
+        for parent, name in node.names:
+            assert parent.listing is not None
+            entry = parent.listing.names[name]
+            # Replaced, not changed: the same entry says in `below` what the lower layers have.
+            fresh = Entry(entry.kind, True, entry.lowers if entry.kind == stat.S_IFDIR else ())
+            fresh.node = node
+            parent.listing.names[name] = fresh
+
+    # Hard links ------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _find_hard_links(layer: Layer) -> dict[int, list[bytes]]:
+        """In a worker thread, so through a layer object of its own."""
+        own = Layer(layer.path, os.dup(layer.root_fd), crosses_mounts=True)
+        try:
+            return own.hard_links()
+        finally:
+            own.close()
+
+    def _adopt_hard_linked(self, node: Node, staged: bytes, layer: Layer, ino: int) -> None:
+        for path in self._hard_links[layer].get(ino, ()):
+            found = self.tree.resolve(path)
+            if found is not None and found is not node:
+                self.tree.nodes.release(found)
+        record = b"%x-%x" % (self.tree.tag(layer), ino)
+        staging_fd = self.upper.staging_fd
+        os.link(staged, record, src_dir_fd=staging_fd, dst_dir_fd=self._records_fd, follow_symlinks=False)
+        linked: list[bytes] = []
+        try:
+            for parent, name in node.names:
+                self.directory(parent)
+                path = self.upper_path(parent, name)
+                with self.upper.keeps_times(split(path)[0]):
+                    os.link(
+                        staged,
+                        name,
+                        src_dir_fd=staging_fd,
+                        dst_dir_fd=self.upper.directory_fd(split(path)[0]),
+                        follow_symlinks=False,
+                    )
+                linked.append(path)
+        except BaseException:
+            for path in linked:
+                self.upper.remove(path, directory=False)
+            os.unlink(record, dir_fd=self._records_fd)
+            raise
+        os.unlink(record, dir_fd=self._records_fd)
+        os.unlink(staged, dir_fd=staging_fd)
+
+    def upper_path(self, parent: Node, name: bytes) -> bytes:
+        """The path in the upper layer of a name in a directory."""
+        path = self.tree.path(parent)
+        return path + b"/" + name if path else name
+
+    def finish_interrupted(self) -> None:
+        """Complete the hard links that an earlier server was killed among. Called before serving.
+
+        Every name that still leads to the recorded lower inode becomes a link to the copy.
+        """
+        for record in os.listdir(self._records_fd):
+            tag, _, ino = record.partition("-")
+            layer = self.tree.layer_of(int(tag, 16))
+            if layer is not None:
+                for path in layer.hard_links().get(int(ino, 16), ()):
+                    node = self.tree.resolve(path)
+                    if node is None:
+                        continue
+                    if not node.upper and node.lowers[0] == (layer, path):
+                        parent = node.names[0][0]
+                        self.directory(parent)
+                        parent_path, name = split(path)
+                        with self.upper.keeps_times(parent_path):
+                            os.link(
+                                record,
+                                name,
+                                src_dir_fd=self._records_fd,
+                                dst_dir_fd=self.upper.directory_fd(parent_path),
+                                follow_symlinks=False,
+                            )
+                    self.tree.nodes.release(node)
+            os.unlink(record, dir_fd=self._records_fd)
+
+
+def _copy_range(source: int, target: int, start: int, end: int) -> None:
+    """Copy bytes [start, end) of a file to the same place in another."""
+    os.lseek(target, start, os.SEEK_SET)
+    position = start
+    while position < end:
+        count = min(end - position, _COPY_CHUNK)
+        try:
+            done = os.copy_file_range(source, target, count, position, position)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM):
+                raise
+            done = os.pwrite(target, os.pread(source, min(count, 1 << 20), position), position)
+        if done == 0:
+            return  # shorter than it was
+        position += done

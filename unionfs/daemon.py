@@ -1,0 +1,267 @@
+"""The life of a mount: open the layers, mount, report ready, serve, unmount.
+
+In the background the parent stays until the mount answers a call of its own, so whoever waits for the
+command finds a mount that works. The child keeps none of the caller's descriptors: an engine that waits
+for its pipe to close is not kept waiting.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import logging.handlers
+import os
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pyfuse3
+import trio
+
+from unionfs import syscalls
+from unionfs.copyup import CopyUp
+from unionfs.layer import Layer
+from unionfs.operations import FOREVER, Operations
+from unionfs.options import Options
+from unionfs.stack import StackError, open_stack
+from unionfs.tree import Tree
+from unionfs.upper import Upper
+
+log = logging.getLogger(__name__)
+
+_READY = b"ready"
+
+
+class MountError(Exception):
+    """The mount cannot be had; the message is one line for the user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """What is to be mounted, and where."""
+
+    options: Options
+    #: Absolute path of a directory.
+    mountpoint: str
+    #: What mount(8) and findmnt(8) show as the source.
+    source: str
+
+
+def run(mount: Mount, *, foreground: bool) -> None:
+    """Serve a mount until it is unmounted, here or in a child in the background.
+
+    Returns when it is served no more (foreground) or answers (background). Raises MountError.
+    """
+    _check_mountpoint(mount.mountpoint)
+    try:
+        lowers, upper = open_stack(mount.options)
+    except StackError as error:
+        raise MountError(str(error)) from None
+    _raise_descriptor_limit()
+    if foreground:
+        _serve(mount, lowers, upper, lambda: None)
+        return
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        os._exit(_background(mount, lowers, upper, writer))
+    os.close(writer)
+    _await_answer(mount.mountpoint, reader)
+
+
+def _check_mountpoint(mountpoint: str) -> None:
+    try:
+        mode = os.stat(mountpoint).st_mode
+    except OSError as error:
+        hint = f"; end the dead mount by: umount {mountpoint}" if error.errno == errno.ENOTCONN else ""
+        raise MountError(f"mountpoint '{mountpoint}': {error.strerror}{hint}") from None
+    if not stat.S_ISDIR(mode):
+        raise MountError(f"mountpoint '{mountpoint}': not a directory")
+
+
+def _raise_descriptor_limit() -> None:
+    """Each open file of the mount is one of ours."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+# In the background --------------------------------------------------------------------------------
+
+
+def _background(mount: Mount, lowers: list[Layer], upper: Upper | None, writer: int) -> int:
+    """The child: leave the caller's session and descriptors, then serve. Returns the exit status."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    _log_to_system()
+
+    def ready() -> None:
+        os.write(writer, _READY)
+        os.close(writer)
+
+    try:
+        _serve(mount, lowers, upper, ready)
+    except MountError as error:
+        os.write(writer, str(error).encode("utf-8", "surrogateescape"))
+        return 1
+    except BaseException as error:
+        log.exception("the mount at %s ended", mount.mountpoint)
+        try:
+            os.write(writer, repr(error).encode())
+        except OSError:
+            pass  # it was reported ready long ago
+        return 1
+    return 0
+
+
+def _log_to_system() -> None:
+    root = logging.getLogger()
+    root.handlers.clear()
+    if os.path.exists("/dev/log"):
+        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+        handler.setFormatter(logging.Formatter("unionfs[%(process)d]: %(message)s"))
+        root.addHandler(handler)
+    else:
+        root.addHandler(logging.NullHandler())
+
+
+def _await_answer(mountpoint: str, reader: int) -> None:
+    """The parent: wait until the child serves, then until the mount answers."""
+    with os.fdopen(reader, "rb") as pipe:
+        said = pipe.read()
+    if said != _READY:
+        reason = said.decode("utf-8", "surrogateescape")
+        raise MountError(reason or "the server ended before the mount answered")
+    try:
+        os.statvfs(mountpoint)
+    except OSError as error:
+        raise MountError(f"mountpoint '{mountpoint}': mounted, but: {error.strerror}") from None
+
+
+# Serving ------------------------------------------------------------------------------------------
+
+
+def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callable[[], None]) -> None:
+    """Mount, answer requests until the mount is gone, give everything back."""
+    os.chdir("/")
+    options = mount.options
+    tree = Tree(lowers, upper)
+    copyup = None
+    if upper is not None and not options.read_only:
+        copyup = CopyUp(tree, upper, sync=options.sync)
+        copyup.finish_interrupted()
+    operations = Operations(
+        tree,
+        upper,
+        copyup,
+        acl=options.acl,
+        xattrs=options.xattrs,
+        sync=options.sync,
+        timeout=FOREVER if options.timeout is None else options.timeout,
+        static_nlink=options.static_nlink,
+        idmaps=options.idmaps,
+    )
+    _mount(mount, operations)
+    try:
+        trio.run(_main, mount.mountpoint, ready)
+    finally:
+        pyfuse3.close(unmount=True)
+        if copyup is not None:
+            copyup.close()
+        for layer in (*lowers, *([upper] if upper else [])):
+            layer.close()
+
+
+def _mount(mount: Mount, operations: Operations) -> None:
+    """Mount and open pyfuse3's session on it.
+
+    With the right to, by mount(2) ourselves: only so can the kernel be told to leave the umask to us
+    (MS_POSIXACL), which default ACLs need. Else libfuse asks fusermount3.
+    """
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC) if os.access("/dev/fuse", os.R_OK | os.W_OK) else -1
+    if fd < 0:
+        raise MountError("/dev/fuse cannot be opened: is the fuse module loaded, and may this user open it?")
+    data = (
+        f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},default_permissions,allow_other"
+    )
+    flags = mount.options.flags | syscalls.MS_POSIXACL
+    target = os.fsencode(mount.mountpoint)
+    try:
+        syscalls.mount(os.fsencode(mount.source), target, b"fuse.unionfs", flags, data.encode())
+    except PermissionError:
+        os.close(fd)
+        _mount_by_libfuse(mount, operations)
+        return
+    except OSError as error:
+        os.close(fd)
+        raise MountError(f"mountpoint '{mount.mountpoint}': {os.strerror(error.errno or 0)}") from None
+    try:
+        pyfuse3.init(operations, f"/dev/fd/{fd}", set())
+    except BaseException:
+        syscalls.umount(target, syscalls.MNT_DETACH)
+        raise
+
+
+def _mount_by_libfuse(mount: Mount, operations: Operations) -> None:
+    if shutil.which("fusermount3") is None:
+        raise MountError("fusermount3 is not installed, and only root can mount without it (package fuse3)")
+    names = {"default_permissions", "subtype=unionfs", f"fsname={mount.source.replace(',', '_')}"}
+    if mount.options.read_only:
+        names.add("ro")
+    if os.getuid() == 0 or _users_may_allow_others():
+        names.add("allow_other")
+    try:
+        pyfuse3.init(operations, mount.mountpoint, names)
+    except RuntimeError as error:
+        raise MountError(f"mountpoint '{mount.mountpoint}': fusermount3 refused ({error})") from None
+
+
+def _users_may_allow_others() -> bool:
+    try:
+        with open("/etc/fuse.conf", encoding="utf-8") as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False
+
+
+async def _main(mountpoint: str, ready: Callable[[], None]) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_unmount_at_signal, mountpoint)
+        ready()
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _unmount_at_signal(mountpoint: str) -> None:
+    """SIGTERM, SIGINT and SIGHUP: unmount, which ends the main loop; from busy users it is taken away."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for _ in signals:
+            # In a thread: the kernel writes back what is dirty, and we have to answer.
+            if not await trio.to_thread.run_sync(_unmount, mountpoint, abandon_on_cancel=True):
+                pyfuse3.terminate()
+                return
+
+
+def _unmount(mountpoint: str) -> bool:
+    """Unmount now, or from everybody's sight if somebody still uses it. False when users remain."""
+    target = os.fsencode(mountpoint)
+    try:
+        syscalls.umount(target)
+        return True
+    except PermissionError:
+        return subprocess.run(["fusermount3", "-u", "-z", mountpoint], check=False).returncode == 0
+    except OSError as error:
+        log.info("%s: %s, so it is detached", mountpoint, error.strerror)
+    fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        syscalls.syncfs(fd)
+    finally:
+        os.close(fd)
+    syscalls.umount(target, syscalls.MNT_DETACH)
+    return False

@@ -1,0 +1,64 @@
+"""Open files and directories: what a file handle of the kernel stands for."""
+
+from __future__ import annotations
+
+import os
+from typing import Generic, TypeVar
+
+from unionfs.nodes import Node
+
+T = TypeVar("T")
+
+#: Open flags that mean something to the layer's file; the kernel has dealt with the others. O_APPEND is
+#: not among them (the kernel sends the offset), nor O_DIRECT (our buffers are not aligned).
+BACKING_FLAGS = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
+
+
+class OpenFile:
+    """A file opened once. `fd` is in the layer the node is in; copy-up replaces what it refers to."""
+
+    __slots__ = ("fd", "flags", "node")
+
+    def __init__(self, node: Node, fd: int, flags: int) -> None:
+        self.node = node
+        self.fd = fd
+        self.flags = flags
+
+
+class OpenDirectory:
+    """A directory opened once. `names` is what it held when reading began from the start.
+
+    So each name that was there all the time is given exactly once, whatever others add, remove or rename
+    meanwhile, and a position told by telldir(3) stays good.
+    """
+
+    __slots__ = ("names", "node")
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.names: list[bytes] = []
+
+
+class HandleTable(Generic[T]):
+    """Numbers for open things, the lowest free one first."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, T] = {}
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __getitem__(self, handle: int) -> T:
+        return self._open[handle]
+
+    def add(self, thing: T) -> int:
+        """Number an open thing."""
+        handle = self._free.pop() if self._free else len(self._open) + 1
+        self._open[handle] = thing
+        return handle
+
+    def pop(self, handle: int) -> T:
+        """Take it out; the number may be used again."""
+        self._free.append(handle)
+        return self._open.pop(handle)

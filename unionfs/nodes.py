@@ -1,0 +1,168 @@
+"""The node table: what the kernel knows by number, and what we know of it.
+
+A node is one file of the union. Its number is the node id the kernel uses and the st_ino a user sees; it
+stays the same through copy-up, rename and remount (see `Tree.number`). Names lead to nodes through the
+`Entry` that a directory keeps for each name; an entry has a node only while somebody holds one.
+
+A node stays in the table while the kernel holds a reference (`lookups`), a file is open on it (`handles`)
+or the node of a child is in the table (`pins`), so that a child always finds its parent.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import trio
+
+    from unionfs.handles import OpenFile
+    from unionfs.layer import Layer
+
+ROOT = 1
+
+
+class Entry:
+    """What one name in a merged directory means.
+
+    `kind` is S_IFMT of what is seen; `upper` says that the upper layer has it; `lowers` are the positions
+    of the lower layers it is seen in, topmost first (several only for a directory).
+    """
+
+    __slots__ = ("kind", "lowers", "node", "upper")
+
+    def __init__(self, kind: int, upper: bool, lowers: tuple[int, ...]) -> None:
+        self.kind = kind
+        self.upper = upper
+        self.lowers = lowers
+        self.node: Node | None = None
+
+
+class Listing:
+    """A directory, merged: decided once, then changed by our own operations alone.
+
+    `names` is what is seen. `below` is what the lower layers alone would show, so that a name in it needs
+    a whiteout to go; it is the same object as `names` until the upper has the directory. `whiteouts` are
+    the names at which the upper holds a whiteout, `marked` those beside which it holds a marker.
+    """
+
+    __slots__ = ("below", "marked", "names", "whiteouts")
+
+    def __init__(
+        self,
+        names: dict[bytes, Entry],
+        below: dict[bytes, Entry],
+        whiteouts: set[bytes],
+        marked: set[bytes],
+    ) -> None:
+        self.names = names
+        self.below = below
+        self.whiteouts = whiteouts
+        self.marked = marked
+
+
+class Node:
+    """One file of the union, of any kind."""
+
+    __slots__ = (
+        "copying",
+        "handles",
+        "ino",
+        "kind",
+        "listing",
+        "lookups",
+        "lowers",
+        "names",
+        "orphan",
+        "pins",
+        "upper",
+        "upper_ino",
+    )
+
+    def __init__(self, ino: int, kind: int, lowers: tuple[tuple[Layer, bytes], ...]) -> None:
+        self.ino = ino
+        self.kind = kind
+        #: Where lower layers have it, topmost first: fixed for life. One place unless a directory.
+        self.lowers = lowers
+        #: Whether the upper layer has it. Changes once, by copy-up.
+        self.upper = False
+        #: st_ino in the upper layer, to tell hard links from look-alikes; 0 while not upper.
+        self.upper_ino = 0
+        #: Every (directory, name) known to lead here. Empty once all of those were removed.
+        self.names: list[tuple[Node, bytes]] = []
+        #: The merged directory, once somebody asked for it.
+        self.listing: Listing | None = None
+        self.lookups = 0
+        self.pins = 0
+        self.handles: list[OpenFile] = []
+        #: O_PATH descriptor of an upper file that lost its last known name; -1 otherwise. While it is
+        #: held, the disk cannot give the file's inode number to another.
+        self.orphan = -1
+        #: Set while a worker thread copies it up; others wait for it.
+        self.copying: trio.Event | None = None
+
+    def __repr__(self) -> str:
+        return f"<Node {self.ino} {self.names[:1]}>"
+
+
+class NodeTable:
+    """Node ids to nodes, and when to let go of one."""
+
+    def __init__(self, root: Node) -> None:
+        self.root = root
+        self._nodes: dict[int, Node] = {ROOT: root}
+        root.lookups = 1  # the kernel never forgets the root
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def __getitem__(self, ino: int) -> Node:
+        return self._nodes[ino]
+
+    def get(self, ino: int) -> Node | None:
+        """The node of that number, if it is in the table."""
+        return self._nodes.get(ino)
+
+    def add(self, node: Node) -> None:
+        """Put a new node in."""
+        self._nodes[node.ino] = node
+
+    def name(self, node: Node, parent: Node, name: bytes, entry: Entry) -> None:
+        """Note that `name` in `parent` leads to `node`."""
+        entry.node = node
+        node.names.append((parent, name))
+        parent.pins += 1
+
+    def unname(self, node: Node, parent: Node, name: bytes, entry: Entry) -> None:
+        """Note that it does so no longer."""
+        entry.node = None
+        node.names.remove((parent, name))
+        parent.pins -= 1
+        self.release(parent)
+
+    def forget(self, ino: int, lookups: int) -> None:
+        """The kernel gave back that many references."""
+        node = self._nodes.get(ino)
+        if node is not None:
+            node.lookups -= lookups
+            self.release(node)
+
+    def release(self, node: Node) -> None:
+        """Take a node out of the table if nothing holds it, and then perhaps its parents."""
+        pending = [node]
+        while pending:
+            node = pending.pop()
+            held = node.lookups > 0 or node.pins or node.handles or node.copying
+            if held or self._nodes.get(node.ino) is not node:
+                continue
+            del self._nodes[node.ino]
+            if node.orphan >= 0:
+                os.close(node.orphan)
+                node.orphan = -1
+            for parent, name in node.names:
+                listing = parent.listing
+                if listing is not None and name in listing.names:
+                    listing.names[name].node = None
+                parent.pins -= 1
+                pending.append(parent)
+            node.names.clear()

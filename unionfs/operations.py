@@ -1,0 +1,461 @@
+"""The FUSE requests: each is translated, handed to the part that decides, and answered.
+
+Errors are mapped once, in `_answer_errors`: an OSError leaves as its errno, and anything unexpected
+becomes EIO, is logged, and the mount lives on (an exception that escapes a handler would end pyfuse3's
+main loop).
+
+All requests run on the trio thread. One that does not await is atomic; see changes.py and copyup.py for
+those that do.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import inspect
+import logging
+import os
+import stat
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar
+
+import pyfuse3
+import trio
+
+from unionfs import whiteout, xattr
+from unionfs.changes import Changes
+from unionfs.copyup import CopyUp
+from unionfs.handles import BACKING_FLAGS, HandleTable, OpenDirectory, OpenFile
+from unionfs.idmap import UNMAPPED, IdMaps
+from unionfs.nodes import Node
+from unionfs.tree import Tree
+from unionfs.upper import Caller, Maker, Upper
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+C = TypeVar("C", bound=type)
+
+#: Seconds the kernel may keep names and attributes: for ever, since only requests change them.
+FOREVER = 1e9
+
+_CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def _answer_errors(method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
+    @functools.wraps(method)
+    async def answering(*arguments: Any) -> R:
+        try:
+            return await method(*arguments)
+        except OSError as error:
+            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
+        except KeyError:
+            # A node id or a handle that is not in its table: the kernel speaks of what it gave back.
+            log.exception("%s: unknown node or handle", method.__name__)
+            raise pyfuse3.FUSEError(errno.ESTALE) from None
+        except pyfuse3.FUSEError:
+            raise
+        except Exception:
+            log.exception("%s failed", method.__name__)
+            raise pyfuse3.FUSEError(errno.EIO) from None
+
+    return answering
+
+
+def _requests(handlers: C) -> C:
+    """Wrap every request handler of a class by `_answer_errors`."""
+    for name, method in list(vars(handlers).items()):
+        if inspect.iscoroutinefunction(method) and name != "forget":
+            setattr(handlers, name, _answer_errors(method))
+    return handlers
+
+
+@_requests
+class Operations(pyfuse3.Operations):
+    """pyfuse3's face of one union."""
+
+    enable_writeback_cache = False
+    supports_dot_lookup = False
+
+    def __init__(
+        self,
+        tree: Tree,
+        upper: Upper | None,
+        copyup: CopyUp | None,
+        *,
+        acl: bool = True,
+        xattrs: bool = True,
+        sync: bool = True,
+        timeout: float = FOREVER,
+        static_nlink: bool = False,
+        idmaps: IdMaps = UNMAPPED,
+    ) -> None:
+        """`sync`: fsync reaches the disk. `timeout`: seconds the kernel keeps names and attributes."""
+        super().__init__()
+        self.enable_acl = acl and xattrs
+        self._tree = tree
+        self._nodes = tree.nodes
+        self._upper = upper
+        self._copyup = copyup
+        self._changes = Changes(tree, upper, copyup) if upper is not None and copyup is not None else None
+        self._xattrs = xattrs
+        self._sync = sync
+        self._timeout = timeout
+        self._static_nlink = static_nlink
+        self._ids = idmaps
+        self._files: HandleTable[OpenFile] = HandleTable()
+        self._directories: HandleTable[OpenDirectory] = HandleTable()
+
+    # Answers ---------------------------------------------------------------------------------------
+
+    def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        status = self._tree.stat(node)
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = node.ino
+        attributes.st_mode = status.st_mode
+        attributes.st_nlink = 1 if self._static_nlink else self._tree.link_count(node, status)
+        attributes.st_uid = self._ids.uid.shown(status.st_uid)
+        attributes.st_gid = self._ids.gid.shown(status.st_gid)
+        attributes.st_rdev = status.st_rdev
+        attributes.st_size = status.st_size
+        attributes.st_blocks = status.st_blocks
+        attributes.st_blksize = status.st_blksize
+        attributes.st_atime_ns = status.st_atime_ns
+        attributes.st_mtime_ns = status.st_mtime_ns
+        attributes.st_ctime_ns = status.st_ctime_ns
+        attributes.entry_timeout = attributes.attr_timeout = self._timeout
+        return attributes
+
+    def _entry(self, node: Node) -> pyfuse3.EntryAttributes:
+        """Attributes that also tell the kernel of the node: one more reference it will give back."""
+        attributes = self._attributes(node)
+        node.lookups += 1
+        return attributes
+
+    def _absent(self) -> pyfuse3.EntryAttributes:
+        """Inode 0: the kernel may remember that there is no such name."""
+        attributes = pyfuse3.EntryAttributes()
+        attributes.st_ino = 0
+        attributes.entry_timeout = self._timeout
+        return attributes
+
+    def _writable(self) -> tuple[Changes, CopyUp, Upper]:
+        if self._changes is None or self._copyup is None or self._upper is None:
+            raise OSError(errno.EROFS, "no upper layer")
+        return self._changes, self._copyup, self._upper
+
+    def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
+        return Caller(self._ids.uid.stored(ctx.uid), self._ids.gid.stored(ctx.gid), ctx.umask)
+
+    # Names -----------------------------------------------------------------------------------------
+
+    async def lookup(
+        self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """LOOKUP."""
+        node = self._tree.lookup(self._nodes[parent_inode], name)
+        return self._absent() if node is None else self._entry(node)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """FORGET and BATCH_FORGET. Nobody waits for an answer, so there is no error to give."""
+        for inode, lookups in inode_list:
+            try:
+                self._nodes.forget(inode, lookups)
+            except Exception:
+                log.exception("forget of node %d failed", inode)
+
+    async def opendir(self, inode: int, ctx: pyfuse3.RequestContext) -> int:
+        """OPENDIR."""
+        node = self._nodes[inode]
+        self._tree.listing(node)
+        return self._directories.add(OpenDirectory(node))
+
+    async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
+        """READDIRPLUS. Offsets 1 and 2 are `.` and `..`; then positions in the names of the first read."""
+        directory = self._directories[fh]
+        node = directory.node
+        listing = self._tree.listing(node)
+        if start_id == 0:
+            directory.names = list(listing.names)
+            if not pyfuse3.readdir_reply(token, b".", self._attributes(node), 1):
+                return
+        if start_id <= 1:
+            parent = node.names[0][0] if node.names else node
+            if not pyfuse3.readdir_reply(token, b"..", self._attributes(parent), 2):
+                return
+        for position in range(max(start_id - 2, 0), len(directory.names)):
+            name = directory.names[position]
+            if name not in listing.names:
+                continue  # removed since
+            try:
+                child = self._tree.lookup(node, name)
+                assert child is not None
+                attributes = self._attributes(child)
+            except OSError as error:
+                log.warning("readdir leaves out %r: %s", name, error)
+                continue
+            if not pyfuse3.readdir_reply(token, name, attributes, position + 3):
+                self._nodes.release(child)
+                return
+            child.lookups += 1
+
+    async def releasedir(self, fh: int) -> None:
+        """RELEASEDIR."""
+        self._directories.pop(fh)
+
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """FSYNCDIR."""
+        node = self._directories[fh].node
+        if self._sync and node.upper and node.names:
+            fd = self._tree.open(node, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                await trio.to_thread.run_sync(os.fsync, fd)
+            finally:
+                os.close(fd)
+
+    async def mkdir(
+        self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """MKDIR."""
+        return self._make(
+            parent_inode, name, stat.S_IFDIR, lambda fd, at: os.mkdir(at, mode & 0o7777, dir_fd=fd), ctx
+        )
+
+    async def mknod(
+        self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """MKNOD. A 0:0 character device would be a whiteout: EPERM, as overlayfs."""
+        if whiteout.is_device_whiteout(mode, rdev):
+            raise OSError(errno.EPERM, "a whiteout")
+        return self._make(
+            parent_inode, name, stat.S_IFMT(mode), lambda fd, at: os.mknod(at, mode, rdev, dir_fd=fd), ctx
+        )
+
+    async def symlink(
+        self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """SYMLINK."""
+        return self._make(
+            parent_inode, name, stat.S_IFLNK, lambda fd, at: os.symlink(target, at, dir_fd=fd), ctx
+        )
+
+    def _make(
+        self, parent_inode: int, name: bytes, kind: int, make: Maker[None], ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        changes, _, _ = self._writable()
+        node, _ = changes.create(self._nodes[parent_inode], name, kind, make, self._caller(ctx))
+        return self._entry(node)
+
+    async def link(
+        self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
+    ) -> pyfuse3.EntryAttributes:
+        """LINK."""
+        changes, _, _ = self._writable()
+        node = self._nodes[inode]
+        await changes.link(node, self._nodes[new_parent_inode], new_name)
+        return self._entry(node)
+
+    async def unlink(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """UNLINK."""
+        changes, _, _ = self._writable()
+        await changes.unlink(self._nodes[parent_inode], name)
+
+    async def rmdir(self, parent_inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """RMDIR."""
+        changes, _, _ = self._writable()
+        changes.rmdir(self._nodes[parent_inode], name)
+
+    async def rename(
+        self,
+        parent_inode_old: int,
+        name_old: bytes,
+        parent_inode_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: pyfuse3.RequestContext,
+    ) -> None:
+        """RENAME and RENAME2."""
+        changes, _, _ = self._writable()
+        await changes.rename(
+            self._nodes[parent_inode_old], name_old, self._nodes[parent_inode_new], name_new, flags
+        )
+
+    async def readlink(self, inode: int, ctx: pyfuse3.RequestContext) -> bytes:
+        """READLINK."""
+        node = self._nodes[inode]
+        if node.orphan >= 0:
+            return os.readlink(b"", dir_fd=node.orphan)
+        layer, path = self._tree.place(node)
+        return layer.readlink(path)
+
+    # Attributes ------------------------------------------------------------------------------------
+
+    async def getattr(self, inode: int, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
+        """GETATTR."""
+        return self._attributes(self._nodes[inode])
+
+    async def setattr(
+        self,
+        inode: int,
+        attr: pyfuse3.EntryAttributes,
+        fields: pyfuse3.SetattrFields,
+        fh: int | None,
+        ctx: pyfuse3.RequestContext,
+    ) -> pyfuse3.EntryAttributes:
+        """SETATTR. The owner goes first, because chown(2) clears setuid; the times last."""
+        _, copyup, upper = self._writable()
+        node = self._nodes[inode]
+        await copyup.file(node, attr.st_size if fields.update_size else None)
+        orphan = b"/proc/self/fd/%d" % node.orphan if node.orphan >= 0 else None
+        path = b"" if orphan else self._tree.path(node)
+        if fields.update_uid or fields.update_gid:
+            uid = self._ids.uid.stored(attr.st_uid) if fields.update_uid else -1
+            gid = self._ids.gid.stored(attr.st_gid) if fields.update_gid else -1
+            if orphan:
+                os.chown(orphan, uid, gid)
+            else:
+                upper.chown(path, uid, gid)
+        if fields.update_mode:
+            if orphan:
+                os.chmod(orphan, stat.S_IMODE(attr.st_mode))
+            else:
+                upper.chmod(path, stat.S_IMODE(attr.st_mode))
+        if fields.update_size:
+            self._truncate(node, fh, attr.st_size)
+        if fields.update_atime or fields.update_mtime:
+            atime = attr.st_atime_ns if fields.update_atime else None
+            mtime = attr.st_mtime_ns if fields.update_mtime else None
+            if orphan:
+                status = os.fstat(node.orphan)
+                now = (atime or status.st_atime_ns, mtime or status.st_mtime_ns)
+                os.utime(orphan, ns=now)
+            else:
+                upper.utime(path, atime, mtime)
+        return self._attributes(node)
+
+    def _truncate(self, node: Node, fh: int | None, size: int) -> None:
+        if fh is not None and self._files[fh].flags & os.O_ACCMODE != os.O_RDONLY:
+            os.ftruncate(self._files[fh].fd, size)
+            return
+        fd = self._tree.open(node, os.O_WRONLY)
+        try:
+            os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+    async def statfs(self, ctx: pyfuse3.RequestContext) -> pyfuse3.StatvfsData:
+        """STATFS: of the upper layer, which is what can fill up; of the topmost one without it."""
+        status = (self._upper or self._tree.lowers[0]).statvfs()
+        answer = pyfuse3.StatvfsData()
+        answer.f_bsize = status.f_bsize
+        answer.f_frsize = status.f_frsize
+        answer.f_blocks = status.f_blocks
+        answer.f_bfree = status.f_bfree
+        answer.f_bavail = status.f_bavail
+        answer.f_files = status.f_files
+        answer.f_ffree = status.f_ffree
+        answer.f_favail = status.f_favail
+        answer.f_namemax = status.f_namemax
+        return answer
+
+    # Extended attributes ---------------------------------------------------------------------------
+
+    def _xattr_path(self, node: Node) -> tuple[bytes, bool]:
+        """The path, and whether it is to be followed."""
+        return self._tree.proc_path(node), node.orphan >= 0
+
+    def _check_xattr(self, name: bytes, errno_if_private: int) -> None:
+        if not self._xattrs:
+            raise OSError(errno.ENOTSUP, "noxattrs")
+        if xattr.is_private(name):
+            raise OSError(errno_if_private, "belongs to the layers")
+
+    async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
+        """GETXATTR."""
+        self._check_xattr(name, errno.ENODATA)
+        path, follow = self._xattr_path(self._nodes[inode])
+        return os.getxattr(path, name, follow_symlinks=follow)
+
+    async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
+        """LISTXATTR."""
+        if not self._xattrs:
+            return []
+        path, follow = self._xattr_path(self._nodes[inode])
+        return xattr.visible(os.listxattr(path, follow_symlinks=follow))
+
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """SETXATTR."""
+        _, copyup, _ = self._writable()
+        self._check_xattr(name, errno.EPERM)
+        node = self._nodes[inode]
+        await copyup.file(node)
+        path, follow = self._xattr_path(node)
+        os.setxattr(path, name, value, follow_symlinks=follow)
+
+    async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
+        """REMOVEXATTR."""
+        _, copyup, _ = self._writable()
+        self._check_xattr(name, errno.EPERM)
+        node = self._nodes[inode]
+        path, follow = self._xattr_path(node)
+        if not node.upper:
+            os.getxattr(path, name, follow_symlinks=follow)  # ENODATA is no reason to copy up
+            await copyup.file(node)
+            path, follow = self._xattr_path(node)
+        os.removexattr(path, name, follow_symlinks=follow)
+
+    # Files -----------------------------------------------------------------------------------------
+
+    async def open(self, inode: int, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
+        """OPEN. Opening for writing copies up, without the content if that is cut off at once."""
+        node = self._nodes[inode]
+        if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+            _, copyup, _ = self._writable()
+            await copyup.file(node, 0 if flags & os.O_TRUNC else None)
+        backing = flags & (BACKING_FLAGS | os.O_TRUNC)
+        fd = self._tree.open(node, backing & ~os.O_NOATIME)
+        return self._opened(node, fd, flags)
+
+    async def create(
+        self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """CREATE."""
+        changes, _, _ = self._writable()
+        backing = (flags & BACKING_FLAGS & ~os.O_NOATIME) | _CREATE_FLAGS
+        node, fd = changes.create(
+            self._nodes[parent_inode],
+            name,
+            stat.S_IFREG,
+            lambda directory, at: os.open(at, backing, mode & 0o7777, dir_fd=directory),
+            self._caller(ctx),
+        )
+        return self._opened(node, fd, flags), self._entry(node)
+
+    def _opened(self, node: Node, fd: int, flags: int) -> pyfuse3.FileInfo:
+        file = OpenFile(node, fd, flags)
+        node.handles.append(file)
+        return pyfuse3.FileInfo(fh=self._files.add(file), keep_cache=True)
+
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """READ."""
+        return os.pread(self._files[fh].fd, size, off)
+
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """WRITE."""
+        return os.pwrite(self._files[fh].fd, buf, off)
+
+    async def flush(self, fh: int) -> None:
+        """FLUSH: nothing is kept back here, so the kernel need not ask again."""
+        raise pyfuse3.FUSEError(errno.ENOSYS)
+
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """FSYNC. The file is as durable as its layer makes it, name and all."""
+        if self._sync:
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, self._files[fh].fd)
+
+    async def release(self, fh: int) -> None:
+        """RELEASE."""
+        file = self._files.pop(fh)
+        file.node.handles.remove(file)
+        os.close(file.fd)
+        self._nodes.release(file.node)

@@ -1,0 +1,266 @@
+"""The -o language: what mount(8), overlayfs and fuse-overlayfs users write, as one frozen value.
+
+Options are separated by commas. A backslash takes the next character as it is (overlayfs's `\\:` and `\\,`
+in paths), and double quotes after `=` hold commas (SELinux's `context="…"`). Empty options are skipped.
+Later ones win; several -o add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from unionfs import syscalls
+from unionfs.idmap import UNMAPPED, IdMap, IdMaps, parse_ranges
+
+
+class OptionError(Exception):
+    """One option cannot be honoured; the message names it and says why, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Everything a mount depends on besides its mountpoint."""
+
+    lowerdirs: tuple[str, ...]
+    upperdir: str | None = None
+    workdir: str | None = None
+    #: Flags of mount(2).
+    flags: int = 0
+    #: fsync(2) and copy-up reach the disk.
+    sync: bool = True
+    acl: bool = True
+    xattrs: bool = True
+    static_nlink: bool = False
+    #: Seconds the kernel keeps names and attributes; None is for ever.
+    timeout: float | None = None
+    idmaps: IdMaps = UNMAPPED
+    #: Options passed over, to be told of.
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def read_only(self) -> bool:
+        """Whether nothing can be changed: no upper layer, or `ro`."""
+        return self.upperdir is None or bool(self.flags & syscalls.MS_RDONLY)
+
+
+#: mount(8)'s words for mount(2)'s flags: (flag, whether the word sets it).
+_FLAGS = {
+    "ro": (syscalls.MS_RDONLY, True),
+    "rw": (syscalls.MS_RDONLY, False),
+    "nosuid": (syscalls.MS_NOSUID, True),
+    "suid": (syscalls.MS_NOSUID, False),
+    "nodev": (syscalls.MS_NODEV, True),
+    "dev": (syscalls.MS_NODEV, False),
+    "noexec": (syscalls.MS_NOEXEC, True),
+    "exec": (syscalls.MS_NOEXEC, False),
+    "sync": (syscalls.MS_SYNCHRONOUS, True),
+    "async": (syscalls.MS_SYNCHRONOUS, False),
+    "dirsync": (syscalls.MS_DIRSYNC, True),
+    "noatime": (syscalls.MS_NOATIME, True),
+    "atime": (syscalls.MS_NOATIME, False),
+    "nodiratime": (syscalls.MS_NODIRATIME, True),
+    "diratime": (syscalls.MS_NODIRATIME, False),
+    "relatime": (syscalls.MS_RELATIME, True),
+    "norelatime": (syscalls.MS_RELATIME, False),
+    "strictatime": (syscalls.MS_STRICTATIME, True),
+    "nostrictatime": (syscalls.MS_STRICTATIME, False),
+    "lazytime": (syscalls.MS_LAZYTIME, True),
+    "nolazytime": (syscalls.MS_LAZYTIME, False),
+    "nosymfollow": (syscalls.MS_NOSYMFOLLOW, True),
+}
+
+#: Words for mount(8), for libfuse, or that ask for what is so anyway.
+_NO_EFFECT = frozenset(
+    "defaults auto noauto user nouser users owner group nogroup _netdev nofail silent loud mand nomand "
+    "private rprivate slave rslave shared rshared unbindable runbindable "
+    "allow_other allow_root default_permissions nonempty auto_unmount xino noxino ino32_t userxattr "
+    "iversion noiversion symfollow".split()
+)
+_NO_EFFECT_WITH_VALUE = frozenset(
+    "context fscontext defcontext rootcontext fsname subtype max_read max_write blksize comment fd "
+    "user_id group_id rootmode plugins threaded fast_ino writeback xino uuid user cache_readdir "
+    "max_idle_threads max_threads clone_fd timeout_entry timeout_attr".split()
+)
+
+#: Features of overlayfs that change what is on disk: only their default can be had.
+_ONLY_OFF = {
+    "redirect_dir": ("off", "nofollow"),
+    "metacopy": ("off",),
+    "index": ("off",),
+    "nfs_export": ("off",),
+    "verity": ("off",),
+}
+
+
+@dataclass
+class _Draft:
+    """What has been read so far."""
+
+    lowerdirs: list[str] = field(default_factory=list)
+    upperdir: str | None = None
+    workdir: str | None = None
+    flags: int = 0
+    sync: bool = True
+    acl: bool = True
+    xattrs: bool = True
+    static_nlink: bool = False
+    timeout: float | None = None
+    uid: IdMap = UNMAPPED.uid
+    gid: IdMap = UNMAPPED.gid
+    ignored: list[str] = field(default_factory=list)
+
+
+def parse(texts: Iterable[str]) -> Options:
+    """Read the values of all -o arguments.
+
+    Raises OptionError.
+    """
+    draft = _Draft()
+    for text in texts:
+        for option in split_options(text):
+            name, has_value, value = option.partition("=")
+            try:
+                _take(draft, name, value if has_value else None)
+            except ValueError as error:
+                raise OptionError(f"option '{option}': {error}") from None
+    if not draft.lowerdirs:
+        raise OptionError("no lowerdir= is given: at least one layer to read is needed")
+    if draft.upperdir is not None and draft.workdir is None:
+        raise OptionError("upperdir= needs workdir=, an empty directory on the same filesystem")
+    if draft.upperdir is None:
+        draft.workdir = None
+    return Options(
+        lowerdirs=tuple(draft.lowerdirs),
+        upperdir=draft.upperdir,
+        workdir=draft.workdir,
+        flags=draft.flags | (syscalls.MS_RDONLY if draft.upperdir is None else 0),
+        sync=draft.sync,
+        acl=draft.acl,
+        xattrs=draft.xattrs,
+        static_nlink=draft.static_nlink,
+        timeout=draft.timeout,
+        idmaps=IdMaps(draft.uid, draft.gid),
+        ignored=tuple(draft.ignored),
+    )
+
+
+def _take(draft: _Draft, name: str, value: str | None) -> None:
+    """Take one option in. Raises ValueError saying what is wrong with it."""
+    if name in ("lowerdir", "lowerdir+", "upperdir", "workdir"):
+        _take_directory(draft, name, value)
+    elif name in _FLAGS:
+        flag, sets = _FLAGS[name]
+        draft.flags = draft.flags | flag if sets else draft.flags & ~flag
+    elif name == "volatile":
+        draft.sync = False
+    elif name == "fsync":
+        draft.sync = _switch(value)
+    elif name == "noacl":
+        draft.acl = False
+    elif name == "noxattrs":
+        draft.xattrs = value is not None and not _switch(value)
+    elif name == "static_nlink":
+        draft.static_nlink = True
+    elif name == "timeout":
+        draft.timeout = _seconds(value)
+    elif name in ("uidmapping", "gidmapping"):
+        kind = name[0] + "id"
+        setattr(draft, kind, IdMap(parse_ranges(value or ""), getattr(draft, kind).squash))
+    elif name == "squash_to_root":
+        draft.uid = IdMap(draft.uid.ranges, 0)
+        draft.gid = IdMap(draft.gid.ranges, 0)
+    elif name in ("squash_to_uid", "squash_to_gid"):
+        kind = name.removeprefix("squash_to_")
+        if value is None or not value.isdigit() or int(value) >= 1 << 32:
+            raise ValueError("not an id")
+        setattr(draft, kind, IdMap(getattr(draft, kind).ranges, int(value)))
+    elif name in _ONLY_OFF:
+        if value not in _ONLY_OFF[name]:
+            raise ValueError(f"only {name}=off can be had")
+    elif name in _NO_EFFECT or name in _NO_EFFECT_WITH_VALUE or name.startswith("x-"):
+        pass
+    else:
+        draft.ignored.append(name)
+
+
+def _take_directory(draft: _Draft, name: str, value: str | None) -> None:
+    if not value:
+        raise ValueError("a directory must follow")
+    if name == "lowerdir+":
+        draft.lowerdirs.append(unescape(value))
+    elif name == "lowerdir":
+        layers = [unescape(part) for part in split_escaped(value, ":")]
+        if not all(layers):
+            raise ValueError("a layer's name is empty")
+        draft.lowerdirs = layers
+    else:
+        setattr(draft, name, unescape(value))
+
+
+def _switch(value: str | None) -> bool:
+    if value not in ("0", "1", "on", "off", "yes", "no", "true", "false"):
+        raise ValueError("0 or 1 must follow")
+    return value in ("1", "on", "yes", "true")
+
+
+def _seconds(value: str | None) -> float:
+    try:
+        seconds = float(value or "")
+    except ValueError:
+        raise ValueError("a number of seconds must follow") from None
+    if not 0 <= seconds < float("inf"):
+        raise ValueError("not a time to keep something for")
+    return seconds
+
+
+def split_options(text: str) -> list[str]:
+    """Split at commas that are neither escaped nor in double quotes; escapes stay, empty parts go.
+
+    Raises OptionError when quotes are not closed.
+    """
+    parts, quoted, start, position = [], False, 0, 0
+    while position < len(text):
+        character = text[position]
+        if character == "\\":
+            position += 1
+        elif character == '"' and (quoted or text[position - 1 : position] == "="):
+            quoted = not quoted
+        elif character == "," and not quoted:
+            parts.append(text[start:position])
+            start = position + 1
+        position += 1
+    if quoted:
+        raise OptionError(f"option '{text[start:]}': the quotes are not closed")
+    parts.append(text[start:])
+    return [part for part in parts if part]
+
+
+def split_escaped(text: str, separator: str) -> list[str]:
+    """Split at separators that no backslash stands before; escapes stay."""
+    parts, start, position = [], 0, 0
+    while position < len(text):
+        if text[position] == "\\":
+            position += 1
+        elif text[position] == separator:
+            parts.append(text[start:position])
+            start = position + 1
+        position += 1
+    parts.append(text[start:])
+    return parts
+
+
+def unescape(text: str) -> str:
+    """Take each backslash away and the character after it as it is."""
+    result, position = [], 0
+    while position < len(text):
+        if text[position] == "\\" and position + 1 < len(text):
+            position += 1
+        result.append(text[position])
+        position += 1
+    return "".join(result)
+
+
+def escape(path: str) -> str:
+    """Write a path so that it can stand in lowerdir=, upperdir= and workdir=."""
+    return "".join("\\" + character if character in "\\:," else character for character in path)

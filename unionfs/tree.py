@@ -1,0 +1,349 @@
+"""The merged tree: decides what a name means.
+
+A directory is merged from its layers the first time it is asked for and then kept. Layers do not change
+beneath a mount, and the upper one changes by our own operations alone, so what is kept stays true: a
+name that is absent is known to be absent.
+
+The merge, from the topmost layer down: a name is seen in the first layer that has it. A directory goes on
+into the layers below until one of them has something else at its name, whites it out, or is opaque.
+A whiteout acts on the layers below its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+import xxhash
+
+from unionfs import whiteout
+from unionfs.layer import DirectoryEntry, Layer, join
+from unionfs.nodes import ROOT, Entry, Listing, Node, NodeTable
+from unionfs.upper import Upper
+from unionfs.whiteout import Opaque
+
+#: Inode numbers of a layer below this are used as they are, above the layer's own number.
+_INO_BITS = 48
+
+#: The xattr of a copied-up file: the number it had, and its own inode number, so that a copy of the
+#: file with all its xattrs is not taken for it.
+ORIGIN_XATTR = "unionfs.origin"
+ORIGIN_XATTRS = ("trusted." + ORIGIN_XATTR, "user." + ORIGIN_XATTR)
+
+_NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
+
+
+class Tree:
+    """The union of some lower layers, topmost first, and at most one upper layer."""
+
+    def __init__(self, lowers: list[Layer], upper: Upper | None) -> None:
+        self.lowers = lowers
+        self.upper = upper
+        # Counted from the bottom, so that numbers stay when layers are put on top.
+        self._tags = {layer: len(lowers) - index for index, layer in enumerate(lowers)}
+        root = Node(ROOT, stat.S_IFDIR, tuple((layer, b"") for layer in lowers))
+        if upper is not None:
+            root.upper = True
+            root.upper_ino = upper.stat(b"").st_ino
+            if self._is_opaque(upper, b"", None):
+                root.lowers = ()
+        self.nodes = NodeTable(root)
+
+    @property
+    def root(self) -> Node:
+        """The root directory."""
+        return self.nodes.root
+
+    # Places ----------------------------------------------------------------------------------------
+
+    def path(self, node: Node) -> bytes:
+        """Where the node is in the union, which is where the upper layer has or would have it.
+
+        Raises FileNotFoundError when it has no name any more.
+        """
+        parts: list[bytes] = []
+        while node.ino != ROOT:
+            if not node.names:
+                raise FileNotFoundError(errno.ENOENT, "removed")
+            node, name = node.names[0]
+            parts.append(name)
+        parts.reverse()
+        return b"/".join(parts)
+
+    def place(self, node: Node) -> tuple[Layer, bytes]:
+        """The layer and the path in it where the node's content and attributes are.
+
+        Not for orphans, which have no path.
+        """
+        if node.upper:
+            assert self.upper is not None
+            return self.upper, self.path(node)
+        return node.lowers[0]
+
+    def proc_path(self, node: Node) -> bytes:
+        """A path for system calls that take no descriptor; good until the next call to a layer.
+
+        For an orphan it must be followed, for others it must not.
+        """
+        if node.orphan >= 0:
+            return b"/proc/self/fd/%d" % node.orphan
+        layer, path = self.place(node)
+        return layer.proc_path(path)
+
+    def open(self, node: Node, flags: int) -> int:
+        """Open the node's content in its layer; the caller owns the descriptor."""
+        if node.orphan >= 0:
+            return os.open(b"/proc/self/fd/%d" % node.orphan, flags | os.O_CLOEXEC)
+        layer, path = self.place(node)
+        return layer.open(path, flags)
+
+    def stat(self, node: Node) -> os.stat_result:
+        """The attributes of the node as its layer has them: st_ino and st_nlink are not the union's."""
+        if node.orphan >= 0:
+            return os.fstat(node.orphan)
+        layer, path = self.place(node)
+        return layer.stat(path)
+
+    def link_count(self, node: Node, status: os.stat_result) -> int:
+        """st_nlink of the node, given its attributes.
+
+        A file's is its layer's: a lower file with several names is copied up before it loses one.
+        A directory's is two and the directories in it.
+        """
+        if node.kind != stat.S_IFDIR:
+            return status.st_nlink if node.names or node.upper else 0
+        if not node.names and node.ino != ROOT:
+            return 0
+        if len(node.lowers) + node.upper == 1:
+            return status.st_nlink
+        return 2 + sum(entry.kind == stat.S_IFDIR for entry in self.listing(node).names.values())
+
+    # Names -----------------------------------------------------------------------------------------
+
+    def lookup(self, parent: Node, name: bytes) -> Node | None:
+        """The node that `name` in a directory leads to, None when there is no such name.
+
+        Raises OSError from the layer (a name too long for it is ENAMETOOLONG).
+        """
+        entry = self.listing(parent).names.get(name)
+        if entry is None:
+            if len(name) > 255:
+                raise OSError(errno.ENAMETOOLONG, "name too long")
+            return None
+        return entry.node or self._make_node(parent, name, entry)
+
+    def resolve(self, path: bytes) -> Node | None:
+        """The node at a path of the union, not following symlinks; None when there is none.
+
+        Release it after use: the kernel may not know of it.
+        """
+        node = self.root
+        for name in path.split(b"/") if path else ():
+            parent = node
+            found = self.lookup(parent, name) if parent.kind == stat.S_IFDIR else None
+            if found is None:
+                self.nodes.release(parent)
+                return None
+            node = found
+        return node
+
+    def _make_node(self, parent: Node, name: bytes, entry: Entry) -> Node:
+        places = tuple((layer, join(path, name)) for layer, path in self._below(parent, entry))
+        upper_ino = 0
+        if entry.upper:
+            assert self.upper is not None
+            path = join(self.path(parent), name)
+            status = self.upper.stat(path)
+            upper_ino = status.st_ino
+            wanted = self._origin(path, status) or self._number(0, self.upper, status)
+        else:
+            layer, path = places[0]
+            status = layer.stat(path)
+            wanted = self._number(self._tags[layer], layer, status)
+        ino = wanted
+        salt = 0
+        while (known := self.nodes.get(ino)) is not None:
+            same = known.upper_ino == upper_ino and known.kind == entry.kind
+            if same and entry.kind != stat.S_IFDIR:
+                self.nodes.name(known, parent, name, entry)
+                if known.orphan >= 0:
+                    os.close(known.orphan)
+                    known.orphan = -1
+                return known
+            if not salt and entry.upper:
+                ino = self._number(0, self.upper, status)  # type: ignore[arg-type]
+            else:
+                ino = _hashed(wanted, salt, upper_ino)
+            salt += 1
+        node = Node(ino, stat.S_IFMT(status.st_mode), places)
+        if entry.upper:
+            node.upper = True
+            node.upper_ino = upper_ino
+            if node.kind == stat.S_IFDIR:
+                assert self.upper is not None
+                if places and self._is_opaque(self.upper, path, None):
+                    node.lowers = ()
+            else:
+                node.lowers = ()
+        self.nodes.add(node)
+        self.nodes.name(node, parent, name, entry)
+        return node
+
+    def _below(self, parent: Node, entry: Entry) -> list[tuple[Layer, bytes]]:
+        """The lower places of the parent in whose layers the entry is seen."""
+        if not entry.lowers:
+            return []
+        wanted = set(entry.lowers)
+        return [(layer, path) for layer, path in parent.lowers if self.position(layer) in wanted]
+
+    def position(self, layer: Layer) -> int:
+        """Where a lower layer is in the stack; the topmost is 0."""
+        return len(self.lowers) - self._tags[layer]
+
+    def tag(self, layer: Layer) -> int:
+        """The number of a lower layer, counted from 1 at the bottom."""
+        return self._tags[layer]
+
+    def layer_of(self, tag: int) -> Layer | None:
+        """The lower layer of that number."""
+        return self.lowers[-tag] if 1 <= tag <= len(self.lowers) else None
+
+    # Numbers ---------------------------------------------------------------------------------------
+
+    def _number(self, tag: int, layer: Layer, status: os.stat_result) -> int:
+        """The number of a file by its layer and its inode there: the same at every mount."""
+        if status.st_dev == layer.device and status.st_ino < 1 << _INO_BITS and (tag or status.st_ino > ROOT):
+            return tag << _INO_BITS | status.st_ino
+        return _hashed(tag, status.st_dev, status.st_ino)
+
+    def _origin(self, path: bytes, status: os.stat_result) -> int:
+        """The number an upper file had before it was copied up; 0 when it was not, or is a copy of such."""
+        assert self.upper is not None
+        for name in ORIGIN_XATTRS:
+            try:
+                value = self.upper.getxattr(path, name.encode())
+            except OSError as error:
+                if error.errno not in _NO_XATTR:
+                    raise
+                continue
+            number, _, own = value.partition(b"@")
+            try:
+                return int(number, 16) if int(own, 16) == status.st_ino else 0
+            except ValueError:
+                return 0
+        return 0
+
+    # Merging ---------------------------------------------------------------------------------------
+
+    def listing(self, directory: Node) -> Listing:
+        """The merged directory, read from its layers if this is the first time.
+
+        Raises OSError: ENOTDIR, ENOENT for a removed one, or what a layer says.
+        """
+        if directory.listing is None:
+            if directory.kind != stat.S_IFDIR:
+                raise NotADirectoryError(errno.ENOTDIR, "not a directory")
+            directory.listing = self._merge(directory)
+        return directory.listing
+
+    def _merge(self, directory: Node) -> Listing:
+        below: dict[bytes, Entry] = {}
+        stopped: set[bytes] = set()
+        places: list[tuple[Layer, bytes]] = []
+        for layer, path in directory.lowers:
+            places.append((layer, path))
+            contents = _Contents(layer, path)
+            self._merge_lower(contents, self.position(layer), below, stopped)
+            if contents.opaque:
+                break
+        directory.lowers = tuple(places)
+        if not directory.upper:
+            return Listing(below, below, set(), set())
+        assert self.upper is not None
+        contents = _Contents(self.upper, self.path(directory))
+        names = {} if contents.opaque else dict(below)
+        if contents.opaque:
+            below = {}
+            directory.lowers = ()
+        for name in (*contents.whiteouts, *contents.marked):
+            names.pop(name, None)
+        for name, kind in contents.kinds.items():
+            lower = below.get(name)
+            merges = kind == stat.S_IFDIR and lower is not None and lower.kind == stat.S_IFDIR
+            if merges and name not in contents.marked:
+                assert lower is not None
+                names[name] = Entry(kind, True, lower.lowers)
+            else:
+                names[name] = Entry(kind, True, ())
+        return Listing(names, below, contents.whiteouts, contents.marked)
+
+    @staticmethod
+    def _merge_lower(
+        contents: _Contents, position: int, below: dict[bytes, Entry], stopped: set[bytes]
+    ) -> None:
+        """Put one lower layer's directory under what higher lower layers show."""
+        for name, kind in contents.kinds.items():
+            if name in stopped:
+                continue
+            seen = below.get(name)
+            if seen is None:
+                below[name] = Entry(kind, False, (position,))
+            elif kind == stat.S_IFDIR:
+                seen.lowers += (position,)
+            if kind != stat.S_IFDIR:
+                stopped.add(name)
+        stopped |= contents.whiteouts
+        stopped |= contents.marked
+
+    @staticmethod
+    def _is_opaque(layer: Layer, path: bytes, contents: _Contents | None) -> bool:
+        """Whether a directory hides the layers below, by xattr or by marker."""
+        if _opaque_state(layer, path) is Opaque.YES:
+            return True
+        try:
+            layer.stat(join(path, whiteout.OPAQUE_MARKER))
+        except FileNotFoundError:
+            return False
+        return True
+
+
+class _Contents:
+    """One layer's directory, read once: what it shows, what it hides."""
+
+    def __init__(self, layer: Layer, path: bytes) -> None:
+        self.kinds: dict[bytes, int] = {}
+        self.whiteouts: set[bytes] = set()
+        self.marked: set[bytes] = set()
+        state = _opaque_state(layer, path)
+        self.opaque = state is Opaque.YES
+        for entry in layer.entries(path):
+            if whiteout.is_reserved(entry.name):
+                if entry.name == whiteout.OPAQUE_MARKER:
+                    self.opaque = True
+                elif (hidden := whiteout.marked_name(entry.name)) is not None:
+                    self.marked.add(hidden)
+            elif _is_whiteout(layer, path, entry, state):
+                self.whiteouts.add(entry.name)
+            else:
+                self.kinds[entry.name] = entry.kind
+
+
+def _opaque_state(layer: Layer, path: bytes) -> Opaque:
+    return whiteout.opaque_state(layer.proc_path(path))
+
+
+def _is_whiteout(layer: Layer, directory: bytes, entry: DirectoryEntry, state: Opaque) -> bool:
+    if entry.kind == stat.S_IFCHR:
+        status = layer.stat(join(directory, entry.name))
+        return whiteout.is_device_whiteout(status.st_mode, status.st_rdev)
+    if state is Opaque.HOLDS_XATTR_WHITEOUTS and entry.kind == stat.S_IFREG:
+        path = join(directory, entry.name)
+        if layer.stat(path).st_size == 0:
+            return bool(set(layer.listxattr(path)) & set(whiteout.WHITEOUT_XATTRS))
+    return False
+
+
+def _hashed(*parts: int) -> int:
+    """A number beyond all that `_number` gives as they are."""
+    return 1 << 62 | xxhash.xxh3_64_intdigest(repr(parts).encode()) >> 2

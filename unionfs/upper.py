@@ -1,0 +1,480 @@
+"""The writable layer: every change of it is one atomic step.
+
+Invariant: whatever system call the process is killed before, the upper directory shows the union as it
+was or as it shall be, never a third state. What takes several calls is prepared in the staging directory
+(`workdir/work`, the name kernel overlayfs uses and cleans too) and put in its place by one rename; what is
+taken away by a whiteout is exchanged for it and cleaned up afterwards, out of sight.
+
+In MARKER form a whiteout stands beside the name it hides, and a name of the same layer is stronger than
+its marker. So the marker is always written first and the name removed second; and a new name is made first,
+its marker removed second.
+
+New files belong to the caller from the first instant: the thread takes the caller's filesystem ids and
+the process its umask for the one call, so setgid directories, default ACLs and quotas are the disk's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TypeVar
+
+from unionfs import syscalls, whiteout
+from unionfs.layer import Layer, split
+from unionfs.whiteout import Convention
+
+T = TypeVar("T")
+
+#: Makes one thing named so in the directory open as the descriptor.
+Maker = Callable[[int, bytes], T]
+
+_DEFAULT_ACL = "system.posix_acl_default"
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+#: Seconds to wait for an earlier server of the same upper that is just ending.
+LOCK_PATIENCE = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks: the owner of what is created, and the umask that a default ACL overrides."""
+
+    uid: int
+    gid: int
+    umask: int
+
+
+class UpperInUse(Exception):
+    """Another mount serves this upper or work directory."""
+
+
+def open_upper(upperdir: str, workdir: str) -> Upper:
+    """Open and lock an upper directory and its workdir; both absolute and free of symlinks.
+
+    Raises UpperInUse, or OSError when they cannot be written.
+    """
+    locks = _lock(upperdir, workdir)
+    try:
+        root_fd, work_fd, crosses = _open_together(upperdir, workdir)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(b"work", 0o700, dir_fd=work_fd)
+        staging_fd = os.open(b"work", _DIRECTORY, dir_fd=work_fd)
+        upper = Upper(upperdir, root_fd, staging_fd, work_fd, locks, crosses_mounts=crosses)
+    except BaseException:
+        for fd in locks:
+            os.close(fd)
+        raise
+    upper.clean_staging()
+    return upper
+
+
+class Upper(Layer):
+    """The one layer that is written."""
+
+    def __init__(
+        self,
+        path: str,
+        root_fd: int,
+        staging_fd: int,
+        work_fd: int,
+        locks: list[int],
+        *,
+        crosses_mounts: bool,
+    ) -> None:
+        """Take over the descriptors; see open_upper."""
+        super().__init__(path, root_fd, crosses_mounts=crosses_mounts)
+        self.staging_fd = staging_fd
+        self.work_fd = work_fd
+        self._locks = locks
+        self._serial = 0
+        self.convention = whiteout.convention_for(staging_fd)
+        self._own_ids = (os.geteuid(), os.getegid())
+        self._takes_ids = os.geteuid() == 0 and syscalls.keep_capabilities_across_fs_ids()
+
+    def close(self) -> None:
+        """Give back descriptors and locks."""
+        super().close()
+        for fd in (self.staging_fd, self.work_fd, *self._locks):
+            os.close(fd)
+
+    # Staging ---------------------------------------------------------------------------------------
+
+    def staged_name(self) -> bytes:
+        """A new name for the staging directory."""
+        self._serial += 1
+        return b"#%x" % self._serial
+
+    def clean_staging(self) -> None:
+        """Remove what an earlier server left half done. `incompat` belongs to kernel overlayfs."""
+        for name in os.listdir(self.staging_fd):
+            if name != "incompat":
+                self.discard(os.fsencode(name))
+
+    def discard(self, staged: bytes) -> None:
+        """Remove a staged name with all that is in it."""
+        _remove_tree(self.staging_fd, staged)
+
+    @contextlib.contextmanager
+    def keeps_times(self, directory: bytes) -> Iterator[None]:
+        """Put back the times of a directory in which a copy-up makes a name: nothing has changed in it."""
+        before = self.stat(directory)
+        yield
+        fd, name = self._at(directory)
+        syscalls.utimensat(fd, name, before.st_atime_ns, before.st_mtime_ns)
+
+    def adopt(self, staged: bytes, path: bytes) -> None:
+        """Put a staged copy in its place, where the upper has nothing.
+
+        Raises FileExistsError when it has.
+        """
+        parent, name = split(path)
+        with self.keeps_times(parent):
+            syscalls.renameat2(
+                self.staging_fd, staged, self.directory_fd(parent), name, syscalls.RENAME_NOREPLACE
+            )
+
+    # New names -------------------------------------------------------------------------------------
+
+    def create(self, parent: bytes, name: bytes, make: Maker[T], caller: Caller) -> T:
+        """Make something at a name the upper does not have, owned by the caller.
+
+        Raises what `make` raises.
+        """
+        fd = self.directory_fd(parent)
+        if self._takes_ids or (caller.uid, caller.gid) == self._own_ids:
+            return self._as_caller(fd, name, make, caller)
+        return self._create_staged(parent, name, make, caller, opaque=False)
+
+    def create_over_whiteout(
+        self, parent: bytes, name: bytes, make: Maker[T], caller: Caller, *, marked: bool
+    ) -> T:
+        """Make something at a name that is whited out; a directory hides what lower layers have there.
+
+        `marked` says that the whiteout is a marker beside the name, which is then removed.
+        Raises what `make` raises.
+        """
+        made = self._create_staged(parent, name, make, caller, opaque=True)
+        if marked:
+            self.unmark(parent, name)
+        return made
+
+    def _as_caller(self, fd: int, name: bytes, make: Maker[T], caller: Caller) -> T:
+        umask = os.umask(caller.umask)
+        takes_ids = self._takes_ids and (caller.uid, caller.gid) != self._own_ids
+        if takes_ids:
+            syscalls.set_fs_ids(caller.uid, caller.gid)
+        try:
+            return make(fd, name)
+        finally:
+            if takes_ids:
+                syscalls.set_fs_ids(*self._own_ids)
+            os.umask(umask)
+
+    def _create_staged(
+        self, parent: bytes, name: bytes, make: Maker[T], caller: Caller, *, opaque: bool
+    ) -> T:
+        """Make it out of sight, in a staging directory that hands down what `parent` would."""
+        staged = self.staged_name()
+        with self._nursery(parent) as nursery_fd:
+            made = self._as_caller(nursery_fd, staged, make, caller)
+            if nursery_fd != self.staging_fd:
+                os.rename(staged, staged, src_dir_fd=nursery_fd, dst_dir_fd=self.staging_fd)
+        try:
+            status = os.stat(staged, dir_fd=self.staging_fd, follow_symlinks=False)
+            if not self._takes_ids and (status.st_uid, status.st_gid) != (caller.uid, caller.gid):
+                gid = status.st_gid if self.stat(parent).st_mode & stat.S_ISGID else caller.gid
+                os.chown(staged, caller.uid, gid, dir_fd=self.staging_fd, follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                if opaque:
+                    self._make_opaque(self.staging_fd, staged)
+                self._swap_in(staged, parent, name)
+            else:
+                fd = self.directory_fd(parent)
+                os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=fd)
+        except BaseException:
+            self.discard(staged)
+            raise
+        return made
+
+    @contextlib.contextmanager
+    def _nursery(self, parent: bytes) -> Iterator[int]:
+        """A directory to make a child of `parent` in: with its default ACL and setgid bit, if any."""
+        status = self.stat(parent)
+        try:
+            acl: bytes | None = self.getxattr(parent, _DEFAULT_ACL.encode())
+        except OSError:
+            acl = None
+        if acl is None and not status.st_mode & stat.S_ISGID:
+            yield self.staging_fd
+            return
+        name = self.staged_name()
+        os.mkdir(name, 0o700, dir_fd=self.staging_fd)
+        fd = os.open(name, _DIRECTORY, dir_fd=self.staging_fd)
+        try:
+            os.fchown(fd, -1, status.st_gid)
+            os.fchmod(fd, 0o700 | (status.st_mode & stat.S_ISGID))
+            if acl is not None:
+                os.setxattr(fd, _DEFAULT_ACL, acl)
+            yield fd
+        finally:
+            os.close(fd)
+            self.discard(name)
+
+    def _swap_in(self, staged: bytes, parent: bytes, name: bytes) -> None:
+        """Put a staged directory in its place, taking out whatever the upper has there."""
+        fd = self.directory_fd(parent)
+        try:
+            syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_NOREPLACE)
+        except FileExistsError:
+            syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_EXCHANGE)
+            self.discard(staged)
+
+    # Removal ---------------------------------------------------------------------------------------
+
+    def remove(self, path: bytes, *, directory: bool) -> None:
+        """Take away a name that hides nothing. A directory may hold whiteouts, and nothing else."""
+        parent, name = split(path)
+        fd = self.directory_fd(parent)
+        if not directory:
+            os.unlink(name, dir_fd=fd)
+            return
+        self.forget_directories(path)
+        try:
+            os.rmdir(name, dir_fd=fd)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            staged = self.staged_name()
+            os.rename(name, staged, src_dir_fd=fd, dst_dir_fd=self.staging_fd)
+            self.discard(staged)
+
+    def white_out(self, path: bytes, *, present: int | None) -> None:
+        """Hide a name of the layers below, taking away what the upper has there.
+
+        `present` is S_IFMT of that, None where the upper has nothing.
+        """
+        parent, name = split(path)
+        fd = self.directory_fd(parent)
+        if self.convention is Convention.MARKER:
+            with contextlib.suppress(FileExistsError):
+                whiteout.write_whiteout(fd, name, self.convention)
+            if present is not None:
+                self.remove(path, directory=present == stat.S_IFDIR)
+        elif present is None:
+            whiteout.write_whiteout(fd, name, self.convention)
+        else:
+            staged = self.staged_name()
+            whiteout.write_whiteout(self.staging_fd, staged, self.convention)
+            if present == stat.S_IFDIR:
+                self.forget_directories(path)
+                syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_EXCHANGE)
+                self.discard(staged)
+            else:
+                os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=fd)
+
+    def unmark(self, parent: bytes, name: bytes) -> None:
+        """Remove the marker that hides `name`, if there is one."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(whiteout.MARKER_PREFIX + name, dir_fd=self.directory_fd(parent))
+
+    # Rename ----------------------------------------------------------------------------------------
+
+    def rename(self, old: bytes, new: bytes, *, hides_old: bool, over_whiteout: bool) -> None:
+        """Move a file, symlink, device or pure upper directory to `new`, replacing what is there.
+
+        `hides_old`: a lower layer has the old name, which a whiteout must hide from then on.
+        `over_whiteout`: the upper's entry at `new` is a whiteout. An emptied directory there must
+        hold nothing (see `empty`).
+        """
+        old_parent, old_name = split(old)
+        new_parent, new_name = split(new)
+        self.forget_directories(old)
+        self.forget_directories(new)
+        # The first directory_fd may be evicted by the second only if the cache held a single one.
+        old_fd, new_fd = self.directory_fd(old_parent), self.directory_fd(new_parent)
+        flags = 0
+        if hides_old:
+            if self.convention is Convention.DEVICE:
+                flags = syscalls.RENAME_WHITEOUT
+            else:
+                with contextlib.suppress(FileExistsError):
+                    whiteout.write_whiteout(old_fd, old_name, self.convention)
+        try:
+            syscalls.renameat2(old_fd, old_name, new_fd, new_name, flags)
+        except NotADirectoryError:
+            # A directory cannot replace a whiteout's device by rename: they change places instead, and
+            # the whiteout is where it is wanted, or hides nothing.
+            if not over_whiteout:
+                raise
+            syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
+            if not hides_old or self.convention is Convention.MARKER:
+                os.unlink(old_name, dir_fd=old_fd)
+
+    def exchange(self, one: bytes, other: bytes) -> None:
+        """renameat2(2) with RENAME_EXCHANGE."""
+        for path in (one, other):
+            self.forget_directories(path)
+        (one_parent, one_name), (other_parent, other_name) = split(one), split(other)
+        one_fd, other_fd = self.directory_fd(one_parent), self.directory_fd(other_parent)
+        syscalls.renameat2(one_fd, one_name, other_fd, other_name, syscalls.RENAME_EXCHANGE)
+
+    def empty(self, directory: bytes) -> None:
+        """Remove the whiteouts of a directory that shows nothing, so that rename(2) can replace it.
+
+        It is made opaque first, so that what they hid stays hidden; in MARKER form by a marker beside
+        it, which must be removed after.
+        """
+        names = self.entries(directory)
+        if not names:
+            return
+        if self.convention is Convention.DEVICE:
+            self.make_opaque(directory)
+        else:
+            parent, name = split(directory)
+            with contextlib.suppress(FileExistsError):
+                whiteout.write_whiteout(self.directory_fd(parent), name, self.convention)
+        fd = self.directory_fd(directory)
+        for entry in names:
+            os.unlink(entry.name, dir_fd=fd)
+
+    def make_opaque(self, directory: bytes) -> None:
+        """Make a directory of the upper hide what lower layers have under its name."""
+        self._make_opaque(*self._at(directory))
+
+    def _make_opaque(self, parent_fd: int, name: bytes) -> None:
+        fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
+        try:
+            whiteout.write_opaque(fd, self.convention)
+        finally:
+            os.close(fd)
+
+    # Attributes ------------------------------------------------------------------------------------
+
+    def chmod(self, path: bytes, mode: int) -> None:
+        """fchmodat(2), not following a symlink."""
+        syscalls.fchmodat(*self._at(path), mode)
+
+    def chown(self, path: bytes, uid: int, gid: int) -> None:
+        """fchownat(2), not following a symlink; -1 leaves an id as it is."""
+        fd, name = self._at(path)
+        os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+
+    def utime(self, path: bytes, atime_ns: int | None, mtime_ns: int | None) -> None:
+        """utimensat(2), not following a symlink; None leaves a time as it is."""
+        syscalls.utimensat(*self._at(path), atime_ns, mtime_ns)
+
+    def setxattr(self, path: bytes, name: bytes, value: bytes) -> None:
+        """lsetxattr(2)."""
+        os.setxattr(self.proc_path(path), name, value, follow_symlinks=False)
+
+    def removexattr(self, path: bytes, name: bytes) -> None:
+        """lremovexattr(2)."""
+        os.removexattr(self.proc_path(path), name, follow_symlinks=False)
+
+    def link(self, old: bytes, new: bytes, *, over_whiteout: bool, marked: bool) -> None:
+        """linkat(2), not following a symlink; a whiteout at `new` is replaced.
+
+        Raises OSError (EMLINK, EEXIST …).
+        """
+        new_parent, new_name = split(new)
+        old_fd, old_name = self._at(old)
+        if over_whiteout:
+            staged = self.staged_name()
+            os.link(
+                old_name, staged, src_dir_fd=old_fd, dst_dir_fd=self.staging_fd, follow_symlinks=False
+            )
+            os.rename(
+                staged, new_name, src_dir_fd=self.staging_fd, dst_dir_fd=self.directory_fd(new_parent)
+            )
+        else:
+            new_fd = self.directory_fd(new_parent)
+            os.link(old_name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd, follow_symlinks=False)
+        if marked:
+            self.unmark(new_parent, new_name)
+
+    def sync_directory(self, path: bytes) -> None:
+        """fsync(2) of a directory."""
+        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def _lock(*directories: str) -> list[int]:
+    """Hold directories against other mounts of ours, waiting a moment for one that is ending."""
+    locks: list[int] = []
+    try:
+        for directory in directories:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            locks.append(fd)
+            deadline = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise UpperInUse(directory) from None
+                    time.sleep(0.05)
+    except BaseException:
+        for fd in locks:
+            os.close(fd)
+        raise
+    return locks
+
+
+def _open_together(upperdir: str, workdir: str) -> tuple[int, int, bool]:
+    """Both directories through one mount, as rename(2) between them needs; and whether it has submounts.
+
+    A private mount of their common ancestor is preferred: nothing is mounted below it.
+    """
+    common = os.path.commonpath([upperdir, workdir])
+    try:
+        mount_fd = syscalls.clone_mount(os.fsencode(common), read_only=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
+            raise
+    else:
+        ancestor = Layer(common, mount_fd, crosses_mounts=False)
+        try:
+            fds: list[int] = []
+            for directory in (upperdir, workdir):
+                relative = os.fsencode(os.path.relpath(directory, common))
+                fd = ancestor.open(b"" if relative == b"." else relative, os.O_PATH | os.O_DIRECTORY)
+                fds.append(fd)
+            if all(
+                os.path.samestat(os.fstat(fd), os.stat(directory))
+                for fd, directory in zip(fds, (upperdir, workdir), strict=True)
+            ):
+                return fds[0], fds[1], False
+            for fd in fds:
+                os.close(fd)
+        except FileNotFoundError:
+            pass  # a mount lies between the common ancestor and one of them
+        finally:
+            ancestor.close()
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(upperdir, flags), os.open(workdir, flags), True
+
+
+def _remove_tree(parent_fd: int, name: bytes) -> None:
+    """Remove `name` and all in it, never following a symlink."""
+    try:
+        os.unlink(name, dir_fd=parent_fd)
+        return
+    except IsADirectoryError:
+        pass
+    fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
+    try:
+        for entry in os.listdir(fd):
+            _remove_tree(fd, os.fsencode(entry))
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent_fd)
