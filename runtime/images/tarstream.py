@@ -11,7 +11,6 @@ from runtime.errors import RuntimeFailure
 from runtime.images.streams import CHUNK, DiskGuard, Limits, Readable
 
 _BLOCK = tarfile.BLOCKSIZE
-_READ = 128 * _BLOCK
 
 
 class _DamagedHeader(Exception):
@@ -79,7 +78,6 @@ class TarStream:
                 self._tar = tarfile.open(  # noqa: SIM115 - it owns nothing to close
                     fileobj=cast(BinaryIO, self._guard),
                     mode="r|",
-                    bufsize=_READ,
                     tarinfo=_StrictHeader,
                     encoding="utf-8",
                     errors="surrogateescape",
