@@ -22,11 +22,18 @@ _FIELD = re.compile(r"\{\{\s*(json\s+)?\.([A-Za-z0-9_.]*)\s*\}\}")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns as wide as their content, three spaces apart."""
-    lines = [header, *rows]
+    """Print columns as wide as their content, three spaces apart.
+
+    Labels and commands come from images: what is not printable is escaped, so that it cannot steer the terminal.
+    """
+    lines = [header, *([_printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         click.echo("   ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def formatted(template: str, values: Mapping[str, Any]) -> str:
