@@ -80,7 +80,8 @@ def _run(program: str, parsed: argparse.Namespace) -> int:
 
     level = logging.DEBUG if parsed.debug else logging.INFO
     logging.basicConfig(level=level, format=f"{program}: %(levelname)s: %(message)s")
-    mount = Mount(options, os.path.realpath(places[-1]), places[0] if len(places) == 2 else "unionfs")
+    source = places[0] if len(places) == 2 else "unionfs"
+    mount = Mount(options, os.path.realpath(places[-1]), source, debug=parsed.debug)
     try:
         run(mount, foreground=parsed.foreground or parsed.debug)
     except MountError as error:

@@ -49,6 +49,8 @@ class Mount:
     mountpoint: str
     #: What mount(8) and findmnt(8) show as the source.
     source: str
+    #: Let libfuse write every request and reply to stderr.
+    debug: bool = False
 
 
 def run(mount: Mount, *, foreground: bool) -> None:
@@ -202,7 +204,7 @@ def _mount(mount: Mount, operations: Operations) -> None:
         os.close(fd)
         raise MountError(f"mountpoint '{mount.mountpoint}': {os.strerror(error.errno or 0)}") from None
     try:
-        pyfuse3.init(operations, f"/dev/fd/{fd}", set())
+        pyfuse3.init(operations, f"/dev/fd/{fd}", {"debug"} if mount.debug else set())
     except BaseException:
         syscalls.umount(target, syscalls.MNT_DETACH)
         raise
@@ -216,6 +218,8 @@ def _mount_by_libfuse(mount: Mount, operations: Operations) -> None:
         names.add("ro")
     if os.getuid() == 0 or _users_may_allow_others():
         names.add("allow_other")
+    if mount.debug:
+        names.add("debug")
     try:
         pyfuse3.init(operations, mount.mountpoint, names)
     except RuntimeError as error:
