@@ -1,0 +1,1 @@
+"""What tests of the union share: layers from a description, mounts, and pictures of trees."""
