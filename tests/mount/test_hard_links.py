@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
-from support.layers import Dir, File, HardLink
+from support.layers import Dir, File, HardLink, Symlink
 from support.union import errno_of
 
 pytestmark = pytest.mark.root
@@ -135,8 +135,6 @@ def test_rename_of_one_name(make_union):
 
 
 def test_hard_linked_symlinks_and_parents_of_mode_0(make_union):
-    from support.layers import Symlink
-
     union = make_union({"s": Symlink(target="t"), "d": Dir(mode=0, names={"s2": HardLink("s")})})
     os.chown(union.root / "s", 3, 4, follow_symlinks=False)
     one, other = os.lstat(union.root / "s"), os.lstat(union.root / "d" / "s2")
