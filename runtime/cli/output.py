@@ -24,7 +24,7 @@ _FIELD = re.compile(r"\{\{\s*(json\s+)?\.([A-Za-z0-9_.]*)\s*\}\}")
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print columns as wide as their content, three spaces apart.
 
-    Labels and commands come from images: what is not printable is escaped, so that it cannot steer the terminal.
+    Labels and commands come from images: what is not printable is escaped, so that it steers no terminal.
     """
     lines = [header, *([_printable(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]

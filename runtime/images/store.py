@@ -9,12 +9,11 @@ first, then what nothing refers to any more.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from runtime.errors import RuntimeFailure
 from runtime.images.documents import Descriptor, ImageConfig, Manifest
@@ -46,6 +45,15 @@ class Image:
     def short_id(self) -> str:
         """The ID as lists show it."""
         return self.id.removeprefix("sha256:")[:SHORT_ID]
+
+    @property
+    def trees(self) -> tuple[Path, ...]:
+        """The directories to mount, lowest first. A layer that repeats is there once, at its uppermost place.
+
+        What it has lower down says nothing that it does not say again above; overlayfs refuses it twice.
+        """
+        uppermost_first = dict.fromkeys(layer.path for layer in reversed(self.layers))
+        return tuple(reversed(uppermost_first))
 
     @property
     def size(self) -> int:
@@ -306,30 +314,3 @@ def _check_removable(image: Image, name: str, by_id: bool, last: bool, user: str
             f'conflict: unable to remove repository reference "{name}" (must force) - '
             f"container {container} is using its referenced image {image.short_id}"
         )
-
-
-def image_inspect(image: Image) -> dict[str, Any]:
-    """What `docker image inspect` says of an image (Docker Engine API, ImageInspect)."""
-    raw = image.config.raw
-    repositories = dict.fromkeys(name.repository for name in image.names)
-    return {
-        "Id": image.id,
-        "RepoTags": [name.familiar for name in image.names],
-        "RepoDigests": [
-            f"{repository}@{manifest.digest}" for repository in repositories for manifest in image.manifests
-        ],
-        "Parent": "",
-        "Comment": raw.get("comment", ""),
-        "Created": raw.get("created", ""),
-        "Author": raw.get("author", ""),
-        "Config": raw.get("config") or {},
-        "Architecture": image.config.architecture,
-        "Variant": raw.get("variant", ""),
-        "Os": image.config.os,
-        "Size": image.size,
-        "GraphDriver": {
-            "Name": "unionfs",
-            "Data": {"LowerDir": ":".join(os.fspath(layer.path) for layer in reversed(image.layers))},
-        },
-        "RootFS": {"Type": "layers", "Layers": list(image.config.diff_ids)},
-    }

@@ -6,8 +6,8 @@ tar says of lower layers is therefore written down in the driver's form, once th
 
 * `.wh.NAME` hides NAME of the layers below, wherever it stands in the tar. Where this layer has a
   directory NAME of its own, that directory becomes opaque; any other entry hides NAME by itself.
-* `.wh..wh..opq` makes its directory opaque. A whiteout beneath an opaque directory would say nothing more,
-  and kernel overlayfs does not want it there: none is written.
+* `.wh..wh..opq` makes its directory opaque. A whiteout beneath an opaque directory, or beneath a name that is
+  whited out itself, would say nothing more, and kernel overlayfs does not want it there: none is written.
 * Other `.wh..wh.` names are AUFS's own and say nothing.
 
 A layer is hostile input. Every path is walked from the layer's root, one component at a time, without
@@ -28,7 +28,7 @@ import shutil
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -129,8 +129,7 @@ class _Unpacker:
         finally:
             self._forget_near()
         notes = tuple(f"{count} {what}" for what, count in sorted(self._notes.items()))
-        implicit = frozenset(path for path in self._implicit if not self._is_beneath_opaque(path))
-        return Unpacked(self._size, self._entries, notes, implicit)
+        return Unpacked(self._size, self._entries, notes, frozenset(self._implicit))
 
     # Names
 
@@ -271,6 +270,8 @@ class _Unpacker:
             if not stat.S_ISDIR(os.lstat(path[-1], dir_fd=parent).st_mode):
                 self._remove(parent, path)
                 os.mkdir(path[-1], 0o700, dir_fd=parent)
+                # What it replaces had already replaced a lower directory.
+                self._opaque.add(path)
         self._implicit.discard(path)
         self._directories[path] = attributes
 
@@ -416,26 +417,35 @@ class _Unpacker:
 
     def _write_whiteouts(self) -> None:
         convention = convention_for(self._root)
-        for path in sorted(self._whiteouts):
-            if self._is_beneath_opaque(path):
-                continue
-            with self._parent(path) as parent:
-                try:
-                    mode = os.lstat(path[-1], dir_fd=parent).st_mode
-                except FileNotFoundError:
-                    self._count()
-                    if len(path[-1]) > self._limits.name - len(MARKER_PREFIX):
-                        raise self._refuse(path[-1], "is too long a name to be hidden") from None
-                    write_whiteout(parent, path[-1], convention)
-                else:
-                    if stat.S_ISDIR(mode):
-                        self._opaque.add(path)
-        for path in sorted(self._opaque):
-            fd = self._walk(path, make=True)
+        for path in self._opaque:
+            os.close(self._walk(path, make=True))
+        opaque = {path for path in self._whiteouts if self._is_own_directory(path)} | self._opaque
+        for path in sorted(opaque):
+            fd = self._walk(path, make=False)
             try:
                 write_opaque(fd, convention)
             finally:
                 os.close(fd)
+        hiding = opaque | self._whiteouts
+        for path in sorted(self._whiteouts - opaque):
+            if _is_beneath(path, hiding):
+                continue
+            with self._parent(path) as parent:
+                if _exists(parent, path[-1]):
+                    continue
+                self._count()
+                if len(path[-1]) > self._limits.name - len(MARKER_PREFIX):
+                    raise self._refuse(path[-1], "is too long a name to be hidden")
+                write_whiteout(parent, path[-1], convention)
+        # What these look like, no lower layer says.
+        self._implicit -= {path for path in self._implicit if _is_beneath(path, opaque)} | self._whiteouts
+
+    def _is_own_directory(self, path: Path_) -> bool:
+        try:
+            os.close(self._walk(path, make=False))
+        except (FileNotFoundError, RuntimeFailure):
+            return False
+        return True
 
     def _finish_directories(self) -> None:
         # Deepest first: a parent may be closed to us afterwards.
@@ -449,6 +459,14 @@ class _Unpacker:
             finally:
                 os.close(fd)
 
-    def _is_beneath_opaque(self, path: Path_) -> bool:
-        return any(path[:depth] in self._opaque for depth in range(len(path)))
 
+def _is_beneath(path: Path_, places: Set[Path_]) -> bool:
+    return any(path[:depth] in places for depth in range(len(path)))
+
+
+def _exists(parent: int, name: bytes) -> bool:
+    try:
+        os.lstat(name, dir_fd=parent)
+    except FileNotFoundError:
+        return False
+    return True

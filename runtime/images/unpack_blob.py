@@ -39,8 +39,8 @@ def unpack_blob(
         raise RuntimeFailure(f"{where} is not what the config says: its digest is {hashing.digest}")
     for note in done.notes:
         progress.note(f"{where}: {note}")
-    standalone = not done.implicit or not below
-    if not standalone:
+    standalone = not done.implicit
+    if below:
         inherit(done.implicit, making / "diff", [layer.path for layer in reversed(below)])
     record = Record(diff_id, done.size, done.entries, standalone)
     (making / "layer.json").write_text(json.dumps(asdict(record)))

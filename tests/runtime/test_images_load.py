@@ -33,9 +33,10 @@ from image_builder import (
     write_layout,
 )
 
+from runtime.containers import present
 from runtime.errors import RuntimeFailure
 from runtime.images.documents import REF_NAME
-from runtime.images.store import Image, ImageStore, image_inspect
+from runtime.images.store import Image, ImageStore
 from runtime.images.streams import Limits
 from runtime.root import Root
 
@@ -195,9 +196,10 @@ def test_what_other_tools_write(store: ImageStore, tmp_path: Path, kind: str) ->
 
 def test_inspect_speaks_as_docker(store: ImageStore) -> None:
     (image,) = load(store, archive(docker_files(LAYERS)))
-    shown = json.loads(json.dumps(image_inspect(image)))
+    shown = json.loads(json.dumps(present.image(image)))
     assert shown["Id"] == image.id
     assert shown["RepoTags"] == ["test:1"]
+    assert shown["RepoDigests"] == [f"test@{image.manifests[0].digest}"]
     assert shown["Created"] == "2020-01-02T03:04:05.123456789Z"
     assert shown["Config"]["Cmd"] == ["sh"]
     assert shown["RootFS"] == {"Type": "layers", "Layers": [digest(layer) for layer in LAYERS]}
@@ -378,3 +380,13 @@ def test_a_directory_left_out_looks_as_in_the_layers_below(store: ImageStore) ->
 def test_a_hidden_directory_gives_nothing(store: ImageStore, hiding: Any) -> None:
     (image,) = load(store, archive(docker_files([LOWER, tar(hiding), UPPER])))
     assert stat.S_IMODE(os.stat(image.layers[2].path / "tmp").st_mode) == 0o755
+
+
+def test_a_layer_that_repeats_above_another_is_unpacked_for_its_place(store: ImageStore) -> None:
+    middle = tar(directory("tmp", mode=0o1777))
+    (image,) = load(store, archive(docker_files([UPPER, middle, UPPER])))
+    assert stat.S_IMODE(os.stat(image.layers[0].path / "tmp").st_mode) == 0o755
+    assert stat.S_IMODE(os.stat(image.layers[2].path / "tmp").st_mode) == 0o1777
+    (simple,) = load(store, archive(docker_files([LOWER, middle, LOWER], ["simple:1"])))
+    assert simple.layers[0].path == simple.layers[2].path
+    assert simple.trees == (simple.layers[1].path, simple.layers[2].path)

@@ -53,7 +53,7 @@ def test_templates() -> None:
 
 def test_a_table_of_hostile_text_stays_a_table(capsys: pytest.CaptureFixture[str]) -> None:
     table(["A", "B"], [["x\ny\x1b[2J", "1"], ["é", "22"]])
-    assert capsys.readouterr().out == "A              B\nx\\ny\\x1b[2J   1\né              22\n"
+    assert capsys.readouterr().out == "A             B\nx\\ny\\x1b[2J   1\né             22\n"
 
 
 def test_a_table_by_template(capsys: pytest.CaptureFixture[str]) -> None:
