@@ -86,6 +86,12 @@ def _check_mountpoint(mountpoint: str) -> None:
         raise MountError(f"mountpoint '{mountpoint}': not a directory")
 
 
+def _somebody_waits(record: logging.LogRecord) -> bool:
+    """False for pyfuse3's complaint that a request is gone: its caller was killed, or the mount ended."""
+    gone = os.strerror(errno.ENOENT)
+    return not (str(record.msg).endswith("fuse_reply_* failed with %s") and record.args == (gone,))
+
+
 def _raise_descriptor_limit() -> None:
     """Each open file of the mount is one of ours."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -152,6 +158,7 @@ def _await_answer(mountpoint: str, reader: int) -> None:
 def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callable[[], None]) -> None:
     """Mount, answer requests until the mount is gone, give everything back."""
     os.chdir("/")
+    logging.getLogger("pyfuse3").addFilter(_somebody_waits)
     options = mount.options
     tree = Tree(lowers, upper)
     copyup = None

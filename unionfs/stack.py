@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 from unionfs.layer import Layer, open_lower
 from unionfs.options import Options
-from unionfs.upper import Upper, UpperInUse, open_upper
+from unionfs.upper import Upper, UpperInUse, UpperUnfit, open_upper
 
 
 class StackError(Exception):
@@ -62,6 +62,8 @@ def _named(option: str, path: str) -> Iterator[None]:
         yield
     except UpperInUse as error:
         raise StackError(f"{option} '{path}': in use by another mount ('{error}' is locked)") from None
+    except UpperUnfit as error:
+        raise StackError(f"{option} '{path}': its filesystem cannot hold an upper layer: {error}") from None
     except OSError as error:
         raise StackError(f"{option} '{path}': {os.strerror(error.errno or errno.EIO)}") from None
 
@@ -95,7 +97,10 @@ def _inside(path: str, directory: str) -> bool:
 
 
 def _kernel_overlay_uppers() -> set[str]:
-    """The upper directories of overlay mounts that proc(5)'s mountinfo shows."""
+    """The upper directories of overlay mounts that proc(5)'s mountinfo shows.
+
+    It shows them as they were given; a relative one is taken to be so from here.
+    """
     found = set()
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
         for line in mounts:
@@ -103,5 +108,6 @@ def _kernel_overlay_uppers() -> set[str]:
             if tail.startswith("overlay "):
                 match = re.search(r"upperdir=((?:\\,|[^,\s])*)", tail)
                 if match:
-                    found.add(re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), match[1]))
+                    given = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), match[1])
+                    found.add(os.path.realpath(given))
     return found

@@ -54,10 +54,14 @@ class UpperInUse(Exception):
     """Another mount serves this upper or work directory."""
 
 
+class UpperUnfit(Exception):
+    """The filesystem cannot hold an upper layer; the message says what it lacks."""
+
+
 def open_upper(upperdir: str, workdir: str) -> Upper:
     """Open and lock an upper directory and its workdir; both absolute and free of symlinks.
 
-    Raises UpperInUse, or OSError when they cannot be written.
+    Raises UpperInUse, UpperUnfit, or OSError when they cannot be written.
     """
     locks = _lock(upperdir, workdir)
     try:
@@ -65,12 +69,16 @@ def open_upper(upperdir: str, workdir: str) -> Upper:
         with contextlib.suppress(FileExistsError):
             os.mkdir(b"work", 0o700, dir_fd=work_fd)
         staging_fd = os.open(b"work", _DIRECTORY, dir_fd=work_fd)
+        for name in os.listdir(staging_fd):
+            # What an earlier server left half done. `incompat` belongs to kernel overlayfs.
+            if name != "incompat":
+                _remove_tree(staging_fd, os.fsencode(name))
+        _check_fit(staging_fd)
         upper = Upper(upperdir, root_fd, staging_fd, work_fd, locks, crosses_mounts=crosses)
     except BaseException:
         for fd in locks:
             os.close(fd)
         raise
-    upper.clean_staging()
     return upper
 
 
@@ -109,12 +117,6 @@ class Upper(Layer):
         """A new name for the staging directory."""
         self._serial += 1
         return b"#%x" % self._serial
-
-    def clean_staging(self) -> None:
-        """Remove what an earlier server left half done. `incompat` belongs to kernel overlayfs."""
-        for name in os.listdir(self.staging_fd):
-            if name != "incompat":
-                self.discard(os.fsencode(name))
 
     def discard(self, staged: bytes) -> None:
         """Remove a staged name with all that is in it."""
@@ -405,6 +407,24 @@ class Upper(Layer):
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def _check_fit(staging_fd: int) -> None:
+    """Try what every upper layer needs. Raises UpperUnfit; OSError for a full or read-only disk."""
+    probe, other = b"probe", b"other"
+    try:
+        os.symlink(b"target", probe, dir_fd=staging_fd)
+        os.unlink(probe, dir_fd=staging_fd)
+        os.mkdir(probe, dir_fd=staging_fd)
+        os.mkdir(other, dir_fd=staging_fd)
+        syscalls.renameat2(staging_fd, probe, staging_fd, other, syscalls.RENAME_EXCHANGE)
+        os.rmdir(probe, dir_fd=staging_fd)
+        os.rmdir(other, dir_fd=staging_fd)
+        whiteout.convention_for(staging_fd)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise UpperUnfit("it lacks symlinks, whiteouts or exchange of names") from None
+        raise
 
 
 def _lock(*directories: str) -> list[int]:

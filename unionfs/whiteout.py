@@ -21,6 +21,8 @@ import os
 import stat
 from collections.abc import Iterable
 
+from unionfs import syscalls
+
 MARKER_PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
 
@@ -55,16 +57,25 @@ def convention_for(dir_fd: int) -> Convention:
     Makes and removes one probe entry there. Linux lets anyone make a 0:0 device since 5.8
     (mknod(2)); an older kernel, or a filesystem without devices or xattrs, gets markers.
 
-    Raises OSError when the directory cannot be written at all.
+    Raises OSError when the directory cannot be written at all, or neither can be written there.
     """
-    probe = b".unionfs-probe-%d" % os.getpid()
+    probe = b"probe"
     try:
         os.mknod(probe, stat.S_IFCHR, WHITEOUT_DEVICE, dir_fd=dir_fd)
+        os.unlink(probe, dir_fd=dir_fd)
+        if _holds_device_form(dir_fd, probe):
+            return Convention.DEVICE
     except OSError as error:
         if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES):
             raise
-        return Convention.MARKER
-    os.unlink(probe, dir_fd=dir_fd)
+    write_whiteout(dir_fd, probe, Convention.MARKER)
+    os.unlink(MARKER_PREFIX + probe, dir_fd=dir_fd)
+    return Convention.MARKER
+
+
+def _holds_device_form(dir_fd: int, probe: bytes) -> bool:
+    """Whether a directory can be marked opaque by xattr, and a rename can leave a whiteout."""
+    target = probe + b"-renamed"
     os.mkdir(probe, dir_fd=dir_fd)
     try:
         fd = os.open(probe, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=dir_fd)
@@ -75,10 +86,20 @@ def convention_for(dir_fd: int) -> Convention:
     except OSError as error:
         if error.errno not in _NO_XATTR:
             raise
-        return Convention.MARKER
+        return False
     finally:
         os.rmdir(probe, dir_fd=dir_fd)
-    return Convention.DEVICE
+    os.mkdir(probe, dir_fd=dir_fd)
+    try:
+        syscalls.renameat2(dir_fd, probe, dir_fd, target, syscalls.RENAME_WHITEOUT)
+    except OSError as error:
+        os.rmdir(probe, dir_fd=dir_fd)
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    os.rmdir(target, dir_fd=dir_fd)
+    os.unlink(probe, dir_fd=dir_fd)
+    return True
 
 
 def write_whiteout(dir_fd: int, name: bytes, convention: Convention) -> None:
