@@ -310,3 +310,34 @@ def test_a_damaged_tar_fails_in_one_way_only(
         unpack(io.BytesIO(bytes(data)), tmp_path_factory.mktemp("t"), "layer")
     except (RuntimeFailure, OSError):
         pass
+
+
+def test_without_root_what_cannot_be_applied_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    real_mknod = os.mknod
+
+    def mknod(path: bytes, mode: int, rdev: int, **options: int) -> None:
+        if rdev:
+            refuse()
+        real_mknod(path, mode, rdev, **options)
+
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "mknod", mknod)
+    monkeypatch.setattr(os, "fchown", refuse)
+    monkeypatch.setattr(os, "chown", refuse)
+    done = put(
+        tmp_path,
+        directory("closed", mode=0o555),
+        file("closed/f", b"x", uid=7),
+        device("null", 1, 3),
+        device("zero", 1, 5),
+        file("cap", pax_headers={"SCHILY.xattr.security.capability": "x"}),
+        whiteout("closed/gone"),
+    )
+    assert done.notes == ("2 devices left out: only root can make them",)
+    assert stat.S_IMODE(os.stat(tmp_path / "closed").st_mode) == 0o555
+    assert sorted(os.listdir(tmp_path)) == ["cap", "closed"]
+    assert is_whiteout(tmp_path / "closed/gone")
+    assert os.listxattr(tmp_path / "cap") == []
