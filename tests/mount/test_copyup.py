@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 from support.layers import PAST_NS, Dir, File, HardLink, Node, Symlink
-from support.snapshot import names_of, picture, snapshot
+from support.snapshot import names_of, picture
 from support.union import command, errno_of, tick
 
 pytestmark = pytest.mark.root
@@ -76,7 +76,19 @@ def test_only_what_changes_is_copied(make_union):
         lambda root: errno_of(os.rename, root / "d", root / "g"),
         lambda root: os.close(os.open(root / "d" / "f", os.O_RDONLY)),
     ],
-    ids=["read", "list", "stat", "listxattr", "access", "removexattr", "rmdir", "mkdir", "link", "rename", "open"],
+    ids=[
+        "read",
+        "list",
+        "stat",
+        "listxattr",
+        "access",
+        "removexattr",
+        "rmdir",
+        "mkdir",
+        "link",
+        "rename",
+        "open",
+    ],
 )
 def test_looking_and_failing_copies_nothing(make_union, looking):
     union = make_union({"d": {"f": "x"}, "g": {"h": ""}})
@@ -126,7 +138,7 @@ def test_acls_are_kept(make_union):
     union = make_union({"f": File(content=b"x", mode=0o640), "d": {}}, mount=False)
     command("setfacl", "-m", "u:12:rwx,g:13:r--,m::rw-", union.lowers[0] / "f")
     command("setfacl", "-m", "u:12:rwx", "-d", union.lowers[0] / "d")
-    union._before = [snapshot(union.lowers[0], private=True)]
+    union.remember_lowers()
     before = {name: picture(union.lowers[0] / name) for name in ("f", "d")}
     assert dict(before["f"].xattrs)["system.posix_acl_access"]
     union.mount()
@@ -142,7 +154,7 @@ def test_holes_are_kept(make_union, before):
     union = make_union({"f": File(content=b"end" * 5000, holes=before)}, mount=False)
     with open(union.lowers[0] / "f", "r+b") as file:
         file.truncate(before + 15000 + (64 << 20))
-    union._before = [snapshot(union.lowers[0], private=True)]
+    union.remember_lowers()
     union.mount()
     os.chmod(union.root / "f", 0o600)
     assert (union.upper / "f").stat().st_blocks <= (union.lowers[0] / "f").stat().st_blocks + 8
@@ -203,8 +215,10 @@ def test_nothing_is_left_in_the_staging_directory(make_union):
 def test_two_who_write_at_once_share_one_copy(make_union):
     union = make_union({"f": b"x" * (8 << 20)})
     writers = [
-        subprocess.Popen(["dd", "if=/dev/zero", f"of={union.root / 'f'}", "conv=notrunc", "bs=1", "count=1", f"seek={n}"],
-                         stderr=subprocess.DEVNULL)
+        subprocess.Popen(
+            ["dd", "if=/dev/zero", f"of={union.root / 'f'}", "conv=notrunc", "bs=1", "count=1", f"seek={n}"],
+            stderr=subprocess.DEVNULL,
+        )
         for n in range(5)
     ]
     assert [writer.wait() for writer in writers] == [0] * 5
@@ -215,7 +229,8 @@ def test_removed_while_it_is_copied(make_union):
     """Whatever comes first: the name is gone, the writer wrote to a file."""
     union = make_union({"f": b"x" * (64 << 20)})
     writer = subprocess.Popen(
-        ["dd", "if=/dev/zero", f"of={union.root / 'f'}", "conv=notrunc", "bs=1", "count=1"], stderr=subprocess.PIPE
+        ["dd", "if=/dev/zero", f"of={union.root / 'f'}", "conv=notrunc", "bs=1", "count=1"],
+        stderr=subprocess.PIPE,
     )
     (union.root / "f").unlink()
     assert b"Input/output" not in writer.communicate()[1]

@@ -152,7 +152,7 @@ NAMES = [
     b"\xff\xfe\x80",
     b"new\nline",
     bytes(range(1, 47)) + bytes(range(48, 256)),
-    " space ".encode(),
+    b" space ",
     "ünïcödé".encode(),
     b"\\",
     b"...",
@@ -249,7 +249,7 @@ def test_paths_deeper_than_path_max(make_union):
     fd = descend(union.lowers[0], True)
     os.close(os.open("low", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
     os.close(fd)
-    union._before = []
+    union.ignore_lowers()
     union.mount()
     fd = descend(union.root, False)
     try:

@@ -10,7 +10,11 @@ from support.union import errno_of
 
 pytestmark = pytest.mark.root
 
-LAYER = {"a": File(content=b"one", xattrs={"user.x": b"y"}), "b": HardLink("a"), "d": {"e": {"c": HardLink("a")}}}
+LAYER = {
+    "a": File(content=b"one", xattrs={"user.x": b"y"}),
+    "b": HardLink("a"),
+    "d": {"e": {"c": HardLink("a")}},
+}
 NAMES = ("a", "b", "d/e/c")
 
 ACTS = {

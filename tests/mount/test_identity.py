@@ -143,9 +143,11 @@ def test_no_number_is_used_twice(make_union):
 
 
 def test_link_counts_of_directories(make_union):
-    union = make_union({"d": {"a": {}, "b": {}, "f": ""}}, {"d": {"b": {}, "c": {}, "gone": {}}}, upper={
-        "d": {"gone": whiteout(), "own": {}}
-    })
+    union = make_union(
+        {"d": {"a": {}, "b": {}, "f": ""}},
+        {"d": {"b": {}, "c": {}, "gone": {}}},
+        upper={"d": {"gone": whiteout(), "own": {}}},
+    )
     assert sorted(os.listdir(union.root / "d")) == ["a", "b", "c", "f", "own"]
     assert os.stat(union.root / "d").st_nlink == 2 + 4
     (union.root / "d" / "new").mkdir()

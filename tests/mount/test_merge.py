@@ -86,7 +86,9 @@ def test_a_whiteout_hides_what_lies_below(make_union, form, where, hidden):
 
 
 def test_a_whiteout_acts_on_the_layers_below_its_own_only(make_union):
-    root = make_union({"a": "above"}, {"a": whiteout(), ".wh.b": "", "b": "same layer"}, {"a": "", "b": ""}).root
+    root = make_union(
+        {"a": "above"}, {"a": whiteout(), ".wh.b": "", "b": "same layer"}, {"a": "", "b": ""}
+    ).root
     assert (root / "a").read_text() == "above"
     assert (root / "b").read_text() == "same layer"
 
@@ -171,8 +173,7 @@ def test_one_layer_read_only(make_union):
 def test_two_mounts_of_the_same_layers_see_nothing_of_each_other(make_union, place):
     one = make_union({"a": "image", "d": {"b": "image"}})
     other = make_union(mount=False)
-    other.lowers = one.lowers
-    other._before = list(one._before)
+    other.share_lowers(one)
     other.mount()
     (one.root / "a").write_text("one")
     (one.root / "d" / "b").unlink()

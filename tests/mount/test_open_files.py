@@ -76,7 +76,12 @@ def test_an_unlinked_file_lives_as_long_as_it_is_open(file):
         os.utime(fd, ns=(PAST_NS, PAST_NS + 1))
         os.setxattr(fd, "user.x", b"y")
         status = os.fstat(fd)
-        assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_size) == (0o610, 5, 6, 3)
+        assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_gid, status.st_size) == (
+            0o610,
+            5,
+            6,
+            3,
+        )
         assert (status.st_atime_ns, status.st_mtime_ns) == (PAST_NS, PAST_NS + 1)
         assert os.getxattr(fd, "user.x") == b"y"
         assert os.listxattr(fd) == ["user.x"]
@@ -254,7 +259,10 @@ def test_shared_map_written_and_closed_without_a_sync(make_union, kind):
 
 
 def test_private_map(file):
-    with open(file, "rb") as held, mmap.mmap(held.fileno(), 7, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as m:
+    with (
+        open(file, "rb") as held,
+        mmap.mmap(held.fileno(), 7, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as m,
+    ):
         m[:3] = b"MAP"
         assert file.read_bytes()[:7] == b"content"
 

@@ -208,7 +208,10 @@ def test_exchange_errors(make_union):
     assert errno_of(rename2, union.root / "none", union.root / "a", exchange) == "ENOENT"
     assert errno_of(rename2, union.root / "a", union.root / "low", exchange) == "EXDEV"
     assert errno_of(rename2, union.root / "d", union.root / "d/e", exchange) == "EINVAL"
-    assert errno_of(rename2, union.root / "a", union.root / "d", exchange | syscalls.RENAME_NOREPLACE) == "EINVAL"
+    assert (
+        errno_of(rename2, union.root / "a", union.root / "d", exchange | syscalls.RENAME_NOREPLACE)
+        == "EINVAL"
+    )
     assert names_of(union.root) == {"a", "low", "low/f", "d", "d/e"}
 
 

@@ -1,6 +1,6 @@
 """Layers from a description: a dict of names, in which text is a file's content and a dict a directory.
 
-    build(path, {"etc": {"passwd": "root", "shadow": File(b"", mode=0o600)}, "gone": Whiteout()})
+build(path, {"etc": {"passwd": "root", "shadow": File(b"", mode=0o600)}, "gone": Whiteout()})
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ def whiteout() -> Node:
     return Node(kind=stat.S_IFCHR, device=(0, 0), mode=0)
 
 
-def opaque(names: Mapping[str | bytes, Any], xattr: str = "trusted.overlay.opaque", value: bytes = b"y") -> Dir:
+def opaque(
+    names: Mapping[str | bytes, Any], xattr: str = "trusted.overlay.opaque", value: bytes = b"y"
+) -> Dir:
     """A directory with an opaque xattr."""
     return Dir(names=names, xattrs={xattr: value})
 

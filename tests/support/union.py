@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from support.layers import build
-from support.snapshot import differences, snapshot
+from support.snapshot import Picture, differences, snapshot
 from unionfs import syscalls
 from unionfs.options import escape
 
@@ -76,8 +76,9 @@ def complaints(log: str) -> list[str]:
 
     An unmount drops a RELEASE that nobody waits for; answering it is then refused, which harms nothing.
     """
-    lines = [line for line in log.splitlines() if not re.search(r"fuse_release\(\): fuse_reply_\* failed", line)]
-    return [line for line in lines if re.search(r"Traceback|ERROR|CRITICAL|WARNING|Exception", line)]
+    harmless = re.compile(r"fuse_release\(\): fuse_reply_\* failed")
+    wrong = re.compile(r"Traceback|ERROR|CRITICAL|WARNING|Exception")
+    return [line for line in log.splitlines() if wrong.search(line) and not harmless.search(line)]
 
 
 def _serve(arguments: list[str], log: str) -> None:
@@ -115,7 +116,8 @@ class Union:
         build(self.upper, upper or {})
         self.work.mkdir(exist_ok=True)
         self.root.mkdir(exist_ok=True)
-        self._before = [snapshot(path, private=True) for path in self.lowers]
+        self._before: dict[Path, dict[bytes, Picture]] = {}
+        self.remember_lowers()
         self._server: Any = None
         self._watchdog: threading.Timer | None = None
         self.writable = True
@@ -198,9 +200,22 @@ class Union:
     def lowers_changed(self) -> list[str]:
         """What is not as it was in the lower layers, their mtimes and private xattrs included."""
         lines = []
-        for before, path in zip(self._before, self.lowers, strict=True):
+        for path, before in self._before.items():
             lines += differences(before, snapshot(path, private=True))
         return lines
+
+    def remember_lowers(self) -> None:
+        """Take the lower layers as they are now: a test has prepared them."""
+        self._before = {path: snapshot(path, private=True) for path in self.lowers}
+
+    def share_lowers(self, other: Union) -> None:
+        """Stand on the lower layers of another union."""
+        self.lowers = other.lowers
+        self.remember_lowers()
+
+    def ignore_lowers(self) -> None:
+        """The lower layers cannot be looked at by path."""
+        self._before = {}
 
     def close(self) -> None:
         """End the mount if there is one; raises AssertionError when something was wrong."""
@@ -299,5 +314,11 @@ def errno_of(action: Callable[..., Any], *arguments: Any, **options: Any) -> str
 def command(*arguments: str | os.PathLike[str], **options: Any) -> subprocess.CompletedProcess[str]:
     """Run a command to its end, its words kept."""
     return subprocess.run(
-        list(arguments), capture_output=True, text=True, timeout=60, check=False, stdin=subprocess.DEVNULL, **options
+        list(arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        **options,
     )
