@@ -56,6 +56,24 @@ class Changes:
             made = self.upper.create(path, name, make, caller)
         return self._appeared(parent, name, kind), made
 
+    def create_unnamed(self, parent: Node, mode: int, caller: Caller) -> tuple[Node, int]:
+        """Make a file without a name in the filesystem of a directory, which link(2) may name later.
+
+        Returns its node and a descriptor to read and write it. open(2), O_TMPFILE.
+        Raises OSError: EOPNOTSUPP where the upper layer's disk has no such files.
+        """
+        self.copyup.directory(parent)
+
+        def make(directory: int, here: bytes) -> int:
+            return os.open(here, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=directory)
+
+        fd = self.upper.create_unnamed(self.tree.path(parent), make, caller)
+        try:
+            return self.tree.unnamed(os.open(b"/proc/self/fd/%d" % fd, os.O_PATH | os.O_CLOEXEC)), fd
+        except BaseException:
+            os.close(fd)
+            raise
+
     async def link(self, node: Node, parent: Node, name: bytes) -> None:
         """Give a file one more name.
 
@@ -64,12 +82,11 @@ class Changes:
         self._must_be_new(parent, name)
         await self.copyup.file(node)
         self.copyup.directory(parent)
-        if not node.names:
-            raise FileNotFoundError(errno.ENOENT, "removed")
         listing = self.tree.listing(parent)
         self.upper.link(
-            self.tree.path(node),
+            self.tree.proc_path(node),
             self.copyup.upper_path(parent, name),
+            follow=node.orphan >= 0,
             over_whiteout=name in listing.whiteouts,
             marked=name in listing.marked,
         )

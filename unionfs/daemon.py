@@ -19,7 +19,6 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import pyfuse3
 import trio
 
 from unionfs import syscalls
@@ -27,6 +26,7 @@ from unionfs.copyup import CopyUp
 from unionfs.layer import Layer
 from unionfs.operations import FOREVER, Operations
 from unionfs.options import Options
+from unionfs.session import pyfuse3
 from unionfs.stack import StackError, open_stack
 from unionfs.tree import Tree
 from unionfs.upper import Upper

@@ -19,7 +19,6 @@ import stat
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
-import pyfuse3
 import trio
 
 from unionfs import whiteout, xattr
@@ -28,6 +27,7 @@ from unionfs.copyup import CopyUp
 from unionfs.handles import BACKING_FLAGS, HandleTable, OpenDirectory, OpenFile
 from unionfs.idmap import UNMAPPED, IdMaps
 from unionfs.nodes import Node
+from unionfs.session import NO_NAME, pyfuse3
 from unionfs.tree import Tree
 from unionfs.upper import Caller, Maker, Upper
 
@@ -103,7 +103,8 @@ class Operations(pyfuse3.Operations):
         self._timeout = timeout
         self._static_nlink = static_nlink
         self._ids = idmaps
-        self._files: HandleTable[OpenFile] = HandleTable()
+        #: By descriptor: a file's handle is the descriptor itself, which session/hooks.c works on.
+        self._files: dict[int, OpenFile] = {}
         self._directories: HandleTable[OpenDirectory] = HandleTable()
 
     # Answers ---------------------------------------------------------------------------------------
@@ -381,7 +382,10 @@ class Operations(pyfuse3.Operations):
         if not self._xattrs:
             return []
         path, follow = self._xattr_path(self._nodes[inode])
-        return xattr.visible(os.listxattr(path, follow_symlinks=follow))
+        names = xattr.visible(os.listxattr(path, follow_symlinks=follow))
+        if ctx.uid != 0:  # xattr(7): without CAP_SYS_ADMIN they are not seen
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return names
 
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """SETXATTR."""
@@ -419,11 +423,15 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        """CREATE."""
+        """CREATE, and TMPFILE as its nameless kind."""
         changes, _, _ = self._writable()
+        parent = self._nodes[parent_inode]
         backing = (flags & BACKING_FLAGS & ~os.O_NOATIME) | _CREATE_FLAGS
+        if name == NO_NAME:
+            node, fd = changes.create_unnamed(parent, mode & 0o7777, self._caller(ctx))
+            return self._opened(node, fd, flags), self._entry(node)
         node, fd = changes.create(
-            self._nodes[parent_inode],
+            parent,
             name,
             stat.S_IFREG,
             lambda directory, at: os.open(at, backing, mode & 0o7777, dir_fd=directory),
@@ -432,9 +440,9 @@ class Operations(pyfuse3.Operations):
         return self._opened(node, fd, flags), self._entry(node)
 
     def _opened(self, node: Node, fd: int, flags: int) -> pyfuse3.FileInfo:
-        file = OpenFile(node, fd, flags)
+        self._files[fd] = file = OpenFile(node, fd, flags)
         node.handles.append(file)
-        return pyfuse3.FileInfo(fh=self._files.add(file), keep_cache=True)
+        return pyfuse3.FileInfo(fh=fd, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """READ."""

@@ -12,6 +12,7 @@ A whiteout acts on the layers below its own.
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 
@@ -46,7 +47,7 @@ class Tree:
         if upper is not None:
             root.upper = True
             root.upper_ino = upper.stat(b"").st_ino
-            if self._is_opaque(upper, b"", None):
+            if self._is_opaque(upper, b""):
                 root.lowers = ()
         self.nodes = NodeTable(root)
 
@@ -149,46 +150,53 @@ class Tree:
         return node
 
     def _make_node(self, parent: Node, name: bytes, entry: Entry) -> Node:
+        """The node that a name of a merged directory leads to: a new one, or that of another hard link."""
         places = tuple((layer, join(path, name)) for layer, path in self._below(parent, entry))
-        upper_ino = 0
+        layer, path = self._upper_place(parent, name) if entry.upper else places[0]
+        status = layer.stat(path)
+        wanted = [self._number(self._tags.get(layer, 0), layer, status)]
         if entry.upper:
-            assert self.upper is not None
-            path = join(self.path(parent), name)
-            status = self.upper.stat(path)
-            upper_ino = status.st_ino
-            wanted = self._origin(path, status) or self._number(0, self.upper, status)
-        else:
-            layer, path = places[0]
-            status = layer.stat(path)
-            wanted = self._number(self._tags[layer], layer, status)
-        ino = wanted
-        salt = 0
-        while (known := self.nodes.get(ino)) is not None:
-            same = known.upper_ino == upper_ino and known.kind == entry.kind
-            if same and entry.kind != stat.S_IFDIR:
-                self.nodes.name(known, parent, name, entry)
-                if known.orphan >= 0:
-                    os.close(known.orphan)
-                    known.orphan = -1
-                return known
-            if not salt and entry.upper:
-                ino = self._number(0, self.upper, status)  # type: ignore[arg-type]
-            else:
-                ino = _hashed(wanted, salt, upper_ino)
-            salt += 1
-        node = Node(ino, stat.S_IFMT(status.st_mode), places)
-        if entry.upper:
-            node.upper = True
+            wanted.insert(0, self._origin(path, status))
+        upper_ino = status.st_ino if entry.upper else 0
+        ino, node = self._claim(wanted, entry.kind, upper_ino)
+        if node is None:
+            if entry.upper and places and self._is_opaque(layer, path):
+                places = ()
+            node = Node(ino, entry.kind, places)
+            node.upper = entry.upper
             node.upper_ino = upper_ino
-            if node.kind == stat.S_IFDIR:
-                assert self.upper is not None
-                if places and self._is_opaque(self.upper, path, None):
-                    node.lowers = ()
-            else:
-                node.lowers = ()
-        self.nodes.add(node)
+            self.nodes.add(node)
+        elif node.orphan >= 0:
+            os.close(node.orphan)
+            node.orphan = -1
         self.nodes.name(node, parent, name, entry)
         return node
+
+    def unnamed(self, orphan: int) -> Node:
+        """A node for an upper file that has no name; takes over its O_PATH descriptor."""
+        assert self.upper is not None
+        status = os.fstat(orphan)
+        ino, _ = self._claim([self._number(0, self.upper, status)], stat.S_IFMT(status.st_mode), -1)
+        node = Node(ino, stat.S_IFMT(status.st_mode), ())
+        node.upper = True
+        node.upper_ino = status.st_ino
+        node.orphan = orphan
+        self.nodes.add(node)
+        return node
+
+    def _upper_place(self, parent: Node, name: bytes) -> tuple[Layer, bytes]:
+        assert self.upper is not None
+        return self.upper, join(self.path(parent), name)
+
+    def _claim(self, wanted: list[int], kind: int, upper_ino: int) -> tuple[int, Node | None]:
+        """The first of the wanted numbers that is free, or the node there if it is the same file."""
+        for ino in itertools.chain(wanted, (_hashed(wanted[0], salt) for salt in itertools.count())):
+            node = self.nodes.get(ino)
+            if ino and node is None:
+                return ino, None
+            if node is not None and kind == node.kind != stat.S_IFDIR and node.upper_ino == upper_ino:
+                return ino, node
+        raise AssertionError("unreachable")
 
     def _below(self, parent: Node, entry: Entry) -> list[tuple[Layer, bytes]]:
         """The lower places of the parent in whose layers the entry is seen."""
@@ -297,7 +305,7 @@ class Tree:
         stopped |= contents.marked
 
     @staticmethod
-    def _is_opaque(layer: Layer, path: bytes, contents: _Contents | None) -> bool:
+    def _is_opaque(layer: Layer, path: bytes) -> bool:
         """Whether a directory hides the layers below, by xattr or by marker."""
         if _opaque_state(layer, path) is Opaque.YES:
             return True

@@ -153,6 +153,16 @@ class Upper(Layer):
             return self._as_caller(fd, name, make, caller)
         return self._create_staged(parent, name, make, caller, opaque=False)
 
+    def create_unnamed(self, parent: bytes, make: Maker[int], caller: Caller) -> int:
+        """Make a file without a name that inherits what a child of `parent` would; returns its descriptor.
+
+        Raises what `make` raises.
+        """
+        fd = self._as_caller(self.directory_fd(parent), b".", make, caller)
+        if not self._takes_ids and (caller.uid, caller.gid) != self._own_ids:
+            os.fchown(fd, caller.uid, caller.gid)
+        return fd
+
     def create_over_whiteout(
         self, parent: bytes, name: bytes, make: Maker[T], caller: Caller, *, marked: bool
     ) -> T:
@@ -379,34 +389,22 @@ class Upper(Layer):
         """lremovexattr(2)."""
         os.removexattr(self.proc_path(path), name, follow_symlinks=False)
 
-    def link(self, old: bytes, new: bytes, *, over_whiteout: bool, marked: bool) -> None:
-        """linkat(2), not following a symlink; a whiteout at `new` is replaced.
+    def link(
+        self, source: bytes, new: bytes, *, follow: bool, over_whiteout: bool, marked: bool
+    ) -> None:
+        """linkat(2) of a path outside the layer's own, which only `follow` follows if it is a symlink.
 
-        Raises OSError (EMLINK, EEXIST …).
+        A whiteout at `new` is replaced. Raises OSError (EMLINK, EEXIST …).
         """
-        new_parent, new_name = split(new)
-        old_fd, old_name = self._at(old)
+        parent, name = split(new)
         if over_whiteout:
             staged = self.staged_name()
-            os.link(
-                old_name, staged, src_dir_fd=old_fd, dst_dir_fd=self.staging_fd, follow_symlinks=False
-            )
-            os.rename(
-                staged, new_name, src_dir_fd=self.staging_fd, dst_dir_fd=self.directory_fd(new_parent)
-            )
+            os.link(source, staged, dst_dir_fd=self.staging_fd, follow_symlinks=follow)
+            os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=self.directory_fd(parent))
         else:
-            new_fd = self.directory_fd(new_parent)
-            os.link(old_name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd, follow_symlinks=False)
+            os.link(source, name, dst_dir_fd=self.directory_fd(parent), follow_symlinks=follow)
         if marked:
-            self.unmark(new_parent, new_name)
-
-    def sync_directory(self, path: bytes) -> None:
-        """fsync(2) of a directory."""
-        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+            self.unmark(parent, name)
 
 
 def _check_fit(staging_fd: int) -> None:

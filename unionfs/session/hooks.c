@@ -1,0 +1,262 @@
+/*
+ * Session I/O: the requests that libfuse or pyfuse3 have no handler for.
+ *
+ * libfuse lets the owner of a session supply its read and writev (fuse_session_custom_io). pyfuse3 keeps
+ * its session to itself, but finds fuse_session_mount by name: this object is loaded before libfuse with
+ * RTLD_GLOBAL, so ours is found, which calls the real one and then installs the hooks.
+ *
+ * The read hook runs on the thread that decides, inside pyfuse3's own call and with the interpreter's lock
+ * held. What needs only a descriptor it answers itself and reads on; the rest it leaves to libfuse.
+ * A file handle of the kernel *is* the descriptor of the layer's file (see operations.py).
+ *
+ * Structures are those of <linux/fuse.h>, written out because the headers of Debian 12 are older than
+ * some of them.
+ */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+struct fuse_session;
+
+struct custom_io {
+	ssize_t (*writev)(int fd, struct iovec *iov, int count, void *userdata);
+	ssize_t (*read)(int fd, void *buf, size_t size, void *userdata);
+	ssize_t (*splice_receive)(int, off_t *, int, off_t *, size_t, unsigned int, void *);
+	ssize_t (*splice_send)(int, off_t *, int, off_t *, size_t, unsigned int, void *);
+	int (*clone_fd)(int);
+};
+
+enum {
+	OP_CREATE = 35,
+	OP_FALLOCATE = 43,
+	OP_LSEEK = 46,
+	OP_COPY_FILE_RANGE = 47,
+	OP_TMPFILE = 51,
+};
+
+struct in_header {
+	uint32_t len, opcode;
+	uint64_t unique, nodeid;
+	uint32_t uid, gid, pid;
+	uint16_t total_extlen, padding;
+};
+
+struct out_header {
+	uint32_t len;
+	int32_t error;
+	uint64_t unique;
+};
+
+struct lseek_in {
+	uint64_t fh, offset;
+	uint32_t whence, padding;
+};
+
+struct fallocate_in {
+	uint64_t fh, offset, length;
+	uint32_t mode, padding;
+};
+
+struct copy_file_range_in {
+	uint64_t fh_in, off_in, nodeid_out, fh_out, off_out, len, flags;
+};
+
+/* Bytes that one COPY_FILE_RANGE copies at most: all other requests wait for it. */
+#define COPY_AT_MOST (16u << 20)
+
+static int hooked;
+static unsigned long long answered;
+
+static void answer(int fd, const struct in_header *in, int error, const void *body, size_t size)
+{
+	struct out_header out = {
+		.len = sizeof out + (error ? 0 : size),
+		.error = -error,
+		.unique = in->unique,
+	};
+	struct iovec parts[2] = {{&out, sizeof out}, {(void *)body, error ? 0 : size}};
+
+	/* ENOENT: the caller was killed meanwhile. ENODEV: the mount is gone. Nobody waits in either case. */
+	if (writev(fd, parts, 2) < 0)
+		return;
+	answered++;
+}
+
+static void answer_lseek(int fd, const struct in_header *in, const struct lseek_in *body)
+{
+	off_t found = lseek((int)body->fh, (off_t)body->offset, (int)body->whence);
+	uint64_t reply = (uint64_t)found;
+
+	answer(fd, in, found < 0 ? errno : 0, &reply, sizeof reply);
+}
+
+static void answer_fallocate(int fd, const struct in_header *in, const struct fallocate_in *body)
+{
+	int result = fallocate((int)body->fh, (int)body->mode, (off_t)body->offset, (off_t)body->length);
+
+	answer(fd, in, result < 0 ? errno : 0, NULL, 0);
+}
+
+static void answer_copy(int fd, const struct in_header *in, const struct copy_file_range_in *body)
+{
+	off_t from = (off_t)body->off_in, to = (off_t)body->off_out;
+	size_t length = body->len < COPY_AT_MOST ? (size_t)body->len : COPY_AT_MOST;
+	ssize_t copied = copy_file_range((int)body->fh_in, &from, (int)body->fh_out, &to, length, 0);
+	uint32_t reply[2] = {copied < 0 ? 0 : (uint32_t)copied, 0};
+
+	answer(fd, in, copied < 0 ? errno : 0, reply, sizeof reply);
+}
+
+/* Answer a request, or make of it one that pyfuse3 knows. Returns whether it is answered. */
+static int serve(int fd, char *buffer, size_t size)
+{
+	struct in_header *in = (struct in_header *)buffer;
+	const void *body = buffer + sizeof *in;
+	size_t left;
+
+	if (size < sizeof *in || in->len != size)
+		return 0;
+	left = size - sizeof *in;
+	switch (in->opcode) {
+	case OP_LSEEK:
+		if (left < sizeof(struct lseek_in))
+			return 0;
+		answer_lseek(fd, in, body);
+		return 1;
+	case OP_FALLOCATE:
+		if (left < sizeof(struct fallocate_in))
+			return 0;
+		answer_fallocate(fd, in, body);
+		return 1;
+	case OP_COPY_FILE_RANGE:
+		if (left < sizeof(struct copy_file_range_in))
+			return 0;
+		answer_copy(fd, in, body);
+		return 1;
+	case OP_TMPFILE:
+		/* The same as CREATE, and the name the kernel sends, "/", is one no other request can have. */
+		in->opcode = OP_CREATE;
+		return 0;
+	default:
+		return 0;
+	}
+}
+
+static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
+{
+	(void)userdata;
+	for (;;) {
+		ssize_t got = read(fd, buffer, size);
+
+		if (got < 0) {
+			/* pyfuse3 goes back to waiting on EINTR, and raises on anything else. */
+			if (errno == EAGAIN)
+				errno = EINTR;
+			return -1;
+		}
+		if (!serve(fd, buffer, (size_t)got))
+			return got;
+	}
+}
+
+static ssize_t writev_hook(int fd, struct iovec *parts, int count, void *userdata)
+{
+	(void)userdata;
+	return writev(fd, parts, count);
+}
+
+static const struct custom_io hooks = {.writev = writev_hook, .read = read_hook};
+
+/* libfuse's own, found among the libraries that pyfuse3 was loaded with. */
+static struct {
+	int (*mount)(struct fuse_session *, const char *);
+	int (*descriptor)(struct fuse_session *);
+	int (*version)(void);
+	void *custom_io;
+} libfuse;
+
+/* libfuse 3.17 put a size before the descriptor. */
+static int install(struct fuse_session *session, int fd)
+{
+	if (!libfuse.custom_io)
+		return 0;
+	if (libfuse.version() >= 317)
+		return ((int (*)(struct fuse_session *, const struct custom_io *, size_t, int))libfuse.custom_io)(
+			       session, &hooks, sizeof hooks, fd) == 0;
+	return ((int (*)(struct fuse_session *, const struct custom_io *, int))libfuse.custom_io)(session, &hooks,
+												   fd) == 0;
+}
+
+__attribute__((visibility("default"))) int fuse_session_mount(struct fuse_session *session, const char *target)
+{
+	int result = libfuse.mount ? libfuse.mount(session, target) : -1;
+	int fd, flags;
+
+	if (result != 0)
+		return result;
+	fd = libfuse.descriptor(session);
+	flags = fcntl(fd, F_GETFL);
+	/* A blocking read would not come back from the hook's loop. */
+	if (flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0)
+		hooked = install(session, fd);
+	return result;
+}
+
+static PyObject *py_bind(PyObject *self, PyObject *path)
+{
+	const char *name = PyBytes_AsString(path);
+	void *library;
+
+	(void)self;
+	if (!name)
+		return NULL;
+	library = dlopen(name, RTLD_NOW | RTLD_NOLOAD);
+	if (!library)
+		return PyErr_Format(PyExc_ImportError, "%s", dlerror());
+	libfuse.mount = (int (*)(struct fuse_session *, const char *))dlsym(library, "fuse_session_mount");
+	libfuse.descriptor = (int (*)(struct fuse_session *))dlsym(library, "fuse_session_fd");
+	libfuse.version = (int (*)(void))dlsym(library, "fuse_version");
+	libfuse.custom_io = dlsym(library, "fuse_session_custom_io");
+	dlclose(library);
+	if (!libfuse.mount || !libfuse.descriptor || !libfuse.version)
+		return PyErr_Format(PyExc_ImportError, "%s was not linked with libfuse 3", name);
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_hooked(PyObject *self, PyObject *unused)
+{
+	(void)self, (void)unused;
+	return PyBool_FromLong(hooked);
+}
+
+static PyObject *py_answered(PyObject *self, PyObject *unused)
+{
+	(void)self, (void)unused;
+	return PyLong_FromUnsignedLongLong(answered);
+}
+
+static PyMethodDef methods[] = {
+	{"bind", py_bind, METH_O, "Find libfuse among the libraries of pyfuse3's extension, given its path."},
+	{"hooked", py_hooked, METH_NOARGS, "Whether the session's input passes through the hooks."},
+	{"answered", py_answered, METH_NOARGS, "How many requests were answered without Python."},
+	{NULL, NULL, 0, NULL},
+};
+
+static struct PyModuleDef module = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "_hooks",
+	.m_doc = "Session I/O; see hooks.c.",
+	.m_size = -1,
+	.m_methods = methods,
+};
+
+PyMODINIT_FUNC PyInit__hooks(void)
+{
+	return PyModule_Create(&module);
+}
