@@ -80,6 +80,9 @@ def apply(tree: Tree, layer: list[tuple[str, str, object]]) -> Tree:
                 tree[parent] = ("directory", 0o755)
 
     hiding = {path for kind, path, _ in layer if kind in ("opaque", "whiteout")}
+    # A directory that comes after a file of its name in the layer hides what the file has hidden.
+    solid = {path for kind, path, _ in layer if kind in ("file", "symlink")}
+    hiding |= {path for kind, path, _ in layer if kind == "directory" and path in solid}
     for kind, path, value in layer:
         if kind == "whiteout" and any(path.startswith(f"{other}/") for other in hiding):
             continue  # it says nothing more
