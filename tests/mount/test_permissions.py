@@ -6,7 +6,7 @@ import os
 import stat
 
 import pytest
-from support.layers import Dir, File, whiteout
+from support.layers import Dir, File, build, whiteout
 from support.snapshot import snapshot
 from support.union import command, errno_of, run_as, tick
 
@@ -192,20 +192,14 @@ TRIES = [
 def test_another_user_with_supplementary_groups(make_union, place, layer):
     union = make_union(FILES) if layer == "lower" else make_union({}, upper=FILES)
     plain = place / "plain"
-    from support.layers import build
-
     build(plain, FILES)
-
-    def attempt(act, root):
-        try:
-            return act(root)
-        except OSError as error:
-            return f"errno {error.errno}"
 
     for name, act, expected in TRIES:
         given = run_as(USER, GROUP, lambda act=act: errno_of(act, union.root), groups=(OTHER_GROUP,))
         assert given == expected, name
-        assert run_as(USER, GROUP, lambda act=act: errno_of(act, plain), groups=(OTHER_GROUP,)) == expected, name
+        assert run_as(USER, GROUP, lambda act=act: errno_of(act, plain), groups=(OTHER_GROUP,)) == expected, (
+            name
+        )
 
     def attributes(root):
         return {path: (p.mode, p.uid, p.gid, p.content, p.xattrs) for path, p in snapshot(root).items()}
@@ -217,7 +211,9 @@ def test_another_user_with_supplementary_groups(make_union, place, layer):
 
 @pytest.mark.parametrize("layer", ["lower", "upper"])
 def test_setuid_and_setgid_are_cleared(make_union, layer):
-    names = {name: File(content="xyz", mode=0o6777, owner=(USER, GROUP)) for name in ("w", "t", "c", "r", "k")}
+    names = {
+        name: File(content="xyz", mode=0o6777, owner=(USER, GROUP)) for name in ("w", "t", "c", "r", "k")
+    }
     root = (make_union(names) if layer == "lower" else make_union({}, upper=names)).root
 
     def act():

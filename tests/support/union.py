@@ -120,6 +120,7 @@ class Union:
         self.remember_lowers()
         self._server: Any = None
         self._watchdog: threading.Timer | None = None
+        self._closed = False
         self.writable = True
 
     @property
@@ -146,7 +147,9 @@ class Union:
         self._watchdog.daemon = True
         self._watchdog.start()
         wait_until(lambda: bool(mounts_at(self.root)) or not server.is_alive(), "it is mounted")
-        assert mounts_at(self.root), f"not mounted: {self.words()}"
+        if not mounts_at(self.root):
+            self._reap()
+            raise AssertionError(f"not mounted: {self.words()}")
         os.statvfs(self.root)
         return self.root
 
@@ -219,6 +222,9 @@ class Union:
 
     def close(self) -> None:
         """End the mount if there is one; raises AssertionError when something was wrong."""
+        if self._closed:
+            return
+        self._closed = True
         try:
             if self._server is not None:
                 self.unmount()
