@@ -19,7 +19,7 @@ import stat
 from collections.abc import Iterator
 from typing import TypeVar
 
-from unionfs import whiteout
+from unionfs import redirect, whiteout
 from unionfs.copyup import CopyUp
 from unionfs.nodes import Entry, Node
 from unionfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
@@ -33,7 +33,9 @@ T = TypeVar("T")
 class Changes:
     """What users do to the names of one tree."""
 
-    def __init__(self, tree: Tree, upper: Upper, copyup: CopyUp) -> None:
+    def __init__(self, tree: Tree, upper: Upper, copyup: CopyUp, *, redirects: bool) -> None:
+        """`redirects`: directories that lower layers take part in can be renamed (redirect_dir=on)."""
+        self.redirects = redirects
         self.tree = tree
         self.upper = upper
         self.copyup = copyup
@@ -212,11 +214,15 @@ class Changes:
         self._move(old_parent, old_name, node, new_parent, new_name, replaced)
 
     async def _make_movable(self, node: Node) -> None:
-        """Bring a node into the upper layer alone."""
+        """Bring a node into the upper layer, so that moving it there moves all of it."""
         if node.kind != stat.S_IFDIR:
             await self.copyup.file(node)
-        elif node.lowers:
+        elif node.lowers and not self.redirects:
             raise OSError(errno.EXDEV, "lower layers take part in this directory")
+        elif node.lowers:
+            self.copyup.directory(node)
+            # In its old place it says what is so anyway.
+            redirect.write(self.tree.proc_path(node), node.lowers[0][1])
 
     def _move(
         self,
@@ -231,8 +237,7 @@ class Changes:
         new = self.copyup.upper_path(new_parent, new_name)
         target = self.tree.listing(new_parent)
         hides_old = old_name in self.tree.listing(old_parent).below
-        if node.kind == stat.S_IFDIR and new_name in target.below:
-            self.upper.make_opaque(old)
+        self._hide_below(node, new_name, new_parent)
         over_directory = replaced is not None and replaced.kind == stat.S_IFDIR and replaced.upper
         with self._surviving(replaced) if replaced is not None else contextlib.nullcontext():
             if over_directory:
@@ -251,6 +256,14 @@ class Changes:
         self.tree.nodes.name(node, new_parent, new_name, entry)
         self._disappeared(old_parent, old_name, node, hides=hides_old)
 
+    def _hide_below(self, node: Node, name: bytes, parent: Node) -> None:
+        """Before a directory comes to a name: it must not be merged with what lies below there.
+
+        One with lower places of its own is not, since its redirect says where they are.
+        """
+        if node.kind == stat.S_IFDIR and not node.lowers and name in self.tree.listing(parent).below:
+            self.upper.make_opaque(self.tree.path(node))
+
     async def _exchange(
         self, one_parent: Node, one_name: bytes, one: Node, other_parent: Node, other_name: bytes, other: Node
     ) -> None:
@@ -260,8 +273,7 @@ class Changes:
         self.copyup.directory(other_parent)
         ends = ((one_parent, one_name, one, other), (other_parent, other_name, other, one))
         for parent, name, _, comes in ends:
-            if comes.kind == stat.S_IFDIR and name in self.tree.listing(parent).below:
-                self.upper.make_opaque(self.tree.path(comes))
+            self._hide_below(comes, name, parent)
         self.upper.exchange(*(self.copyup.upper_path(parent, name) for parent, name, _, _ in ends))
         fresh = [Entry(comes.kind, True, ()) for *_, comes in ends]
         for (parent, name, _, comes), entry in zip(ends, fresh, strict=True):

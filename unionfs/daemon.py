@@ -174,6 +174,7 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
         sync=options.sync,
         timeout=FOREVER if options.timeout is None else options.timeout,
         static_nlink=options.static_nlink,
+        redirects=options.redirect_dir,
         idmaps=options.idmaps,
     )
     _mount(mount, operations)

@@ -88,6 +88,7 @@ class Operations(pyfuse3.Operations):
         sync: bool = True,
         timeout: float = FOREVER,
         static_nlink: bool = False,
+        redirects: bool = False,
         idmaps: IdMaps = UNMAPPED,
     ) -> None:
         """`sync`: fsync reaches the disk. `timeout`: seconds the kernel keeps names and attributes."""
@@ -97,7 +98,9 @@ class Operations(pyfuse3.Operations):
         self._nodes = tree.nodes
         self._upper = upper
         self._copyup = copyup
-        self._changes = Changes(tree, upper, copyup) if upper is not None and copyup is not None else None
+        self._changes = None
+        if upper is not None and copyup is not None:
+            self._changes = Changes(tree, upper, copyup, redirects=redirects)
         self._xattrs = xattrs
         self._sync = sync
         self._timeout = timeout

@@ -35,6 +35,8 @@ class Options:
     #: Seconds the kernel keeps names and attributes; None is for ever.
     timeout: float | None = None
     idmaps: IdMaps = UNMAPPED
+    #: Directories that lower layers take part in can be renamed.
+    redirect_dir: bool = False
     #: Options passed over, to be told of.
     ignored: tuple[str, ...] = ()
 
@@ -85,7 +87,6 @@ _NO_EFFECT_WITH_VALUE = frozenset(
 
 #: Features of overlayfs that change what is on disk: only their default can be had.
 _ONLY_OFF = {
-    "redirect_dir": ("off", "nofollow"),
     "metacopy": ("off",),
     "index": ("off",),
     "nfs_export": ("off",),
@@ -106,6 +107,7 @@ class _Draft:
     xattrs: bool = True
     static_nlink: bool = False
     timeout: float | None = None
+    redirect_dir: bool = False
     uid: IdMap = UNMAPPED.uid
     gid: IdMap = UNMAPPED.gid
     ignored: list[str] = field(default_factory=list)
@@ -140,6 +142,7 @@ def parse(texts: Iterable[str]) -> Options:
         xattrs=draft.xattrs,
         static_nlink=draft.static_nlink,
         timeout=draft.timeout,
+        redirect_dir=draft.redirect_dir,
         idmaps=IdMaps(draft.uid, draft.gid),
         ignored=tuple(draft.ignored),
     )
@@ -162,6 +165,10 @@ def _take(draft: _Draft, name: str, value: str | None) -> None:
         draft.xattrs = value is not None and not _switch(value)
     elif name == "static_nlink":
         draft.static_nlink = True
+    elif name == "redirect_dir":
+        if value not in ("on", "off", "follow", "nofollow"):
+            raise ValueError("on, off, follow or nofollow must follow")
+        draft.redirect_dir = value == "on"
     elif name == "timeout":
         draft.timeout = _seconds(value)
     elif name in ("uidmapping", "gidmapping"):

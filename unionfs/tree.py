@@ -18,9 +18,10 @@ import stat
 
 import xxhash
 
-from unionfs import whiteout
+from unionfs import redirect, whiteout
 from unionfs.layer import DirectoryEntry, Layer, join
 from unionfs.nodes import ROOT, Entry, Listing, Node, NodeTable
+from unionfs.redirect import Place
 from unionfs.upper import Upper
 from unionfs.whiteout import Opaque
 
@@ -72,7 +73,7 @@ class Tree:
         parts.reverse()
         return b"/".join(parts)
 
-    def place(self, node: Node) -> tuple[Layer, bytes]:
+    def place(self, node: Node) -> Place:
         """The layer and the path in it where the node's content and attributes are.
 
         Not for orphans, which have no path.
@@ -151,7 +152,7 @@ class Tree:
 
     def _make_node(self, parent: Node, name: bytes, entry: Entry) -> Node:
         """The node that a name of a merged directory leads to: a new one, or that of another hard link."""
-        places = tuple((layer, join(path, name)) for layer, path in self._below(parent, entry))
+        places = [(layer, join(path, name)) for layer, path in self._below(parent, entry)]
         layer, path = self._upper_place(parent, name) if entry.upper else places[0]
         status = layer.stat(path)
         wanted = [self._number(self._tags.get(layer, 0), layer, status)]
@@ -160,9 +161,9 @@ class Tree:
         upper_ino = status.st_ino if entry.upper else 0
         ino, node = self._claim(wanted, entry.kind, upper_ino)
         if node is None:
-            if entry.upper and places and self._is_opaque(layer, path):
-                places = ()
-            node = Node(ino, entry.kind, places)
+            if entry.kind == stat.S_IFDIR:
+                places = self._directory_places(parent, (layer, path), places)
+            node = Node(ino, entry.kind, tuple(places))
             node.upper = entry.upper
             node.upper_ino = upper_ino
             self.nodes.add(node)
@@ -171,6 +172,24 @@ class Tree:
             node.orphan = -1
         self.nodes.name(node, parent, name, entry)
         return node
+
+    def _directory_places(self, parent: Node, top: Place, named: list[Place]) -> list[Place]:
+        """Where lower layers have a directory whose topmost place is `top`: under its name, or redirected."""
+        if top[0] is self.upper and named and self._is_opaque(*top):
+            return []
+        places: list[Place] = []
+        pending = [top] if top[0] is self.upper else []
+        pending += named
+        while pending:
+            layer, path = pending.pop(0)
+            if layer is not self.upper:
+                places.append((layer, path))
+            target = redirect.read(layer, path)
+            if target is not None:
+                position = -1 if layer is self.upper else self.position(layer)
+                parents = [place for place in parent.lowers if self.position(place[0]) > position]
+                pending = redirect.follow(target, parents, self.lowers[position + 1 :])
+        return places
 
     def unnamed(self, orphan: int) -> Node:
         """A node for an upper file that has no name; takes over its O_PATH descriptor."""
@@ -184,7 +203,7 @@ class Tree:
         self.nodes.add(node)
         return node
 
-    def _upper_place(self, parent: Node, name: bytes) -> tuple[Layer, bytes]:
+    def _upper_place(self, parent: Node, name: bytes) -> Place:
         assert self.upper is not None
         return self.upper, join(self.path(parent), name)
 
@@ -198,7 +217,7 @@ class Tree:
                 return ino, node
         raise AssertionError("unreachable")
 
-    def _below(self, parent: Node, entry: Entry) -> list[tuple[Layer, bytes]]:
+    def _below(self, parent: Node, entry: Entry) -> list[Place]:
         """The lower places of the parent in whose layers the entry is seen."""
         if not entry.lowers:
             return []
@@ -258,7 +277,7 @@ class Tree:
     def _merge(self, directory: Node) -> Listing:
         below: dict[bytes, Entry] = {}
         stopped: set[bytes] = set()
-        places: list[tuple[Layer, bytes]] = []
+        places: list[Place] = []
         for layer, path in directory.lowers:
             places.append((layer, path))
             contents = _Contents(layer, path)
