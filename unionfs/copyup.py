@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 
@@ -28,6 +29,8 @@ from unionfs.layer import Layer, split
 from unionfs.nodes import Entry, Node
 from unionfs.tree import ORIGIN_XATTRS, Tree
 from unionfs.upper import Upper
+
+log = logging.getLogger(__name__)
 
 #: Files up to this many bytes are copied on the thread that decides: a worker costs more than they do.
 INLINE_SIZE = 256 * 1024
@@ -323,26 +326,34 @@ class CopyUp:
         """
         for record in os.listdir(self._records_fd):
             tag, _, ino = record.partition("-")
-            layer = self.tree.layer_of(int(tag, 16))
-            if layer is not None:
-                for path in layer.hard_links().get(int(ino, 16), ()):
-                    node = self.tree.resolve(path)
-                    if node is None:
-                        continue
+            try:
+                layer = self.tree.layer_of(int(tag, 16))
+                paths = layer.hard_links().get(int(ino, 16), []) if layer is not None else []
+            except ValueError:
+                log.warning("'%s' in %s of the workdir is no record of ours", record, _HARDLINKS.decode())
+                continue
+            for path in paths:
+                node = self.tree.resolve(path)
+                if node is not None:
                     if not node.upper and node.lowers[0] == (layer, path):
-                        parent = node.names[0][0]
-                        self.directory(parent)
-                        parent_path, name = split(path)
-                        with self.upper.keeps_times(parent_path):
-                            os.link(
-                                record,
-                                name,
-                                src_dir_fd=self._records_fd,
-                                dst_dir_fd=self.upper.directory_fd(parent_path),
-                                follow_symlinks=False,
-                            )
+                        self._link_recorded(record, node)
                     self.tree.nodes.release(node)
             os.unlink(record, dir_fd=self._records_fd)
+        # What was merged on the way has changed on the disk.
+        self.tree.root.listing = None
+
+    def _link_recorded(self, record: str, node: Node) -> None:
+        parent, name = node.names[0]
+        self.directory(parent)
+        parent_path = self.tree.path(parent)
+        with self.upper.keeps_times(parent_path):
+            os.link(
+                record,
+                name,
+                src_dir_fd=self._records_fd,
+                dst_dir_fd=self.upper.directory_fd(parent_path),
+                follow_symlinks=False,
+            )
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:

@@ -7,6 +7,7 @@ for its pipe to close is not kept waiting.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import logging.handlers
@@ -58,6 +59,7 @@ def run(mount: Mount, *, foreground: bool) -> None:
 
     Returns when it is served no more (foreground) or answers (background). Raises MountError.
     """
+    inherited = _open_descriptors()
     _check_mountpoint(mount.mountpoint)
     try:
         lowers, upper = open_stack(mount.options)
@@ -71,6 +73,7 @@ def run(mount: Mount, *, foreground: bool) -> None:
     child = os.fork()
     if child == 0:
         os.close(reader)
+        _let_go(inherited)
         os._exit(_background(mount, lowers, upper, writer))
     os.close(writer)
     _await_answer(mount.mountpoint, reader)
@@ -102,11 +105,7 @@ def _raise_descriptor_limit() -> None:
 
 
 def _background(mount: Mount, lowers: list[Layer], upper: Upper | None, writer: int) -> int:
-    """The child: leave the caller's session and descriptors, then serve. Returns the exit status."""
-    os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    """The child: serve. Returns the exit status."""
     _log_to_system()
 
     def ready() -> None:
@@ -126,6 +125,26 @@ def _background(mount: Mount, lowers: list[Layer], upper: Upper | None, writer: 
             pass  # it was reported ready long ago
         return 1
     return 0
+
+
+def _open_descriptors() -> list[int]:
+    """All but the standard ones, and but that by which they are listed."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            os.fstat(int(name))
+            found.append(int(name))
+    return [fd for fd in found if fd > 2]
+
+
+def _let_go(inherited: list[int]) -> None:
+    """Leave the caller's session, and close every descriptor that came from it."""
+    os.setsid()
+    null = os.open(os.devnull, os.O_RDWR)
+    for standard in (0, 1, 2):
+        os.dup2(null, standard)
+    for fd in inherited:
+        os.close(fd)
 
 
 def _log_to_system() -> None:

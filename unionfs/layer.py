@@ -52,7 +52,7 @@ def open_lower(path: str) -> Layer:
     try:
         fd = syscalls.clone_mount(os.fsencode(path), read_only=True)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
+        if error.errno not in (errno.EPERM, errno.ENOSYS):
             raise
         flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
         return Layer(path, os.open(path, flags), crosses_mounts=True)

@@ -49,6 +49,7 @@ _SYS_FCHMODAT2 = 452
 _OPEN_TREE_CLONE = 1
 _MOUNT_ATTR_RDONLY = 1
 _MOUNT_ATTR_NOATIME = 0x10
+_MOUNT_ATTR__ATIME = 0x70  # the bits of which one atime mode is made
 
 _PR_SET_SECUREBITS = 28
 _SECBIT_NO_SETUID_FIXUP = 1 << 2
@@ -146,7 +147,7 @@ def clone_mount(path: bytes, *, read_only: bool) -> int:
     """
     fd = _check(_libc.syscall(_SYS_OPEN_TREE, AT_FDCWD, path, _OPEN_TREE_CLONE | os.O_CLOEXEC), "open_tree")
     if read_only:
-        attr = _MountAttr(set=_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOATIME)
+        attr = _MountAttr(set=_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOATIME, clear=_MOUNT_ATTR__ATIME)
         try:
             _check(
                 _libc.syscall(

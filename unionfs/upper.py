@@ -457,7 +457,7 @@ def _open_together(upperdir: str, workdir: str) -> tuple[int, int, bool]:
     try:
         mount_fd = syscalls.clone_mount(os.fsencode(common), read_only=False)
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.EINVAL):
+        if error.errno not in (errno.EPERM, errno.ENOSYS):
             raise
     else:
         ancestor = Layer(common, mount_fd, crosses_mounts=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -66,19 +67,22 @@ def bench(place: Path) -> Iterator[Bench]:
     assert not left, "something was left mounted"
 
 
-@pytest.fixture
-def commands_in_path(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """`unionfs` and `mount.unionfs` as an installation has them."""
-    directory = place / "bin"
-    directory.mkdir()
-    for name, function in (("unionfs", "main"), ("mount.unionfs", "mount_helper")):
-        script = directory / name
-        script.write_text(
-            f"#!{sys.executable}\nimport sys\nfrom unionfs.cli import {function}\nsys.exit({function}())\n"
-        )
-        script.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-    return directory
+@contextlib.contextmanager
+def installed(path: str, function: str, place: Path) -> Iterator[None]:
+    """A command where mount(8) looks for it, as an installation has it."""
+    link = Path(path)
+    if link.exists() or link.is_symlink():
+        pytest.skip(f"{link} is installed")
+    script = place / link.name
+    script.write_text(
+        f"#!{sys.executable}\nimport sys\nfrom unionfs.cli import {function}\nsys.exit({function}())\n"
+    )
+    script.chmod(0o755)
+    link.symlink_to(script)
+    try:
+        yield
+    finally:
+        link.unlink()
 
 
 # Ways to mount ------------------------------------------------------------------------------------
@@ -153,35 +157,29 @@ def test_a_signal_to_the_background(bench, number):
     assert mounts_at(bench.root) == []
 
 
-def test_mount_fuse_unionfs(bench, commands_in_path):
-    done = command("mount", "-t", "fuse.unionfs", "unionfs", bench.root, "-o", bench.options)
-    assert done.returncode == 0, done.stderr
-    (bench.root / "new").touch()
-    assert names_of(bench.root) == {"f", "new"}
-    bench.unmount()
+def test_mount_fuse_unionfs(bench):
+    with installed("/usr/local/bin/unionfs", "main", bench.place):
+        done = command("mount", "-t", "fuse.unionfs", "unionfs", bench.root, "-o", bench.options)
+        assert done.returncode == 0, done.stderr
+        (bench.root / "new").touch()
+        assert names_of(bench.root) == {"f", "new"}
+        bench.unmount()
 
 
-def test_mount_unionfs(bench, commands_in_path):
-    helper = Path("/sbin/mount.unionfs")
-    if helper.exists() or helper.is_symlink():
-        pytest.skip(f"{helper} is installed")
-    helper.symlink_to(commands_in_path / "mount.unionfs")
-    try:
+def test_mount_unionfs(bench):
+    with installed("/sbin/mount.unionfs", "mount_helper", bench.place):
         options = f"rw,noatime,nodev,{bench.options}"
         done = command("mount", "-t", "unionfs", "-v", "a source", bench.root, "-o", options)
         assert done.returncode == 0, done.stderr
         shown = command("findmnt", "-n", "-o", "SOURCE,FSTYPE,OPTIONS", bench.root).stdout
-        assert "a source" in shown
-        assert "noatime" in shown
-        assert "nodev" in shown
+        for word in ("a source", "noatime", "nodev"):
+            assert word in shown
         bench.unmount()
         assert command("mount", "-t", "unionfs", "-f", "x", bench.root, "-o", options).returncode == 0
         assert mounts_at(bench.root) == []
         bad = command("mount", "-t", "unionfs", "x", bench.root, "-o", "lowerdir=/none/such")
         assert bad.returncode != 0
         assert "/none/such" in bad.stderr
-    finally:
-        helper.unlink()
 
 
 def test_suid_and_dev_as_root(bench):
@@ -277,21 +275,44 @@ REFUSED = {
     "empty layer": ("lowerdir=@/lower::@/work", "@/merged", ["lowerdir=", "empty"]),
     "no workdir": ("lowerdir=@/lower,upperdir=@/upper", "@/merged", ["workdir"]),
     "missing lowerdir": ("lowerdir=@/lower:@/none", "@/merged", ["lowerdir '@/none'", "No such"]),
-    "missing upperdir": ("lowerdir=@/lower,upperdir=@/none,workdir=@/work", "@/merged", ["upperdir '@/none'"]),
+    "missing upperdir": (
+        "lowerdir=@/lower,upperdir=@/none,workdir=@/work",
+        "@/merged",
+        ["upperdir '@/none'"],
+    ),
     "missing workdir": ("lowerdir=@/lower,upperdir=@/upper,workdir=@/none", "@/merged", ["workdir '@/none'"]),
     "lowerdir a file": ("lowerdir=@/lower/f", "@/merged", ["lowerdir '@/lower/f'", "Not a directory"]),
     "upperdir a file": ("lowerdir=@/lower,upperdir=@/lower/f,workdir=@/work", "@/merged", ["@/lower/f"]),
     "missing mountpoint": ("lowerdir=@/lower", "@/none", ["mountpoint '@/none'", "No such"]),
     "mountpoint a file": ("lowerdir=@/lower", "@/lower/f", ["mountpoint '@/lower/f'", "ot a directory"]),
-    "workdir in upperdir": ("lowerdir=@/lower,upperdir=@/upper,workdir=@/upper/w", "@/merged", ["workdir", "@/upper/w"]),
+    "workdir in upperdir": (
+        "lowerdir=@/lower,upperdir=@/upper,workdir=@/upper/w",
+        "@/merged",
+        ["workdir", "@/upper/w"],
+    ),
     "upperdir in workdir": ("lowerdir=@/lower,upperdir=@/work/u,workdir=@/work", "@/merged", ["@/work/u"]),
     "the same for both": ("lowerdir=@/lower,upperdir=@/upper,workdir=@/upper", "@/merged", ["@/upper"]),
-    "workdir elsewhere": ("lowerdir=@/lower,upperdir=@/upper,workdir=/dev/shm", "@/merged", ["workdir '/dev/shm'"]),
-    "lowerdir is upperdir": ("lowerdir=@/upper,upperdir=@/upper,workdir=@/work", "@/merged", ["lowerdir '@/upper'"]),
-    "lowerdir in upperdir": ("lowerdir=@/upper/l,upperdir=@/upper,workdir=@/work", "@/merged", ["'@/upper/l'"]),
+    "workdir elsewhere": (
+        "lowerdir=@/lower,upperdir=@/upper,workdir=/dev/shm",
+        "@/merged",
+        ["workdir '/dev/shm'"],
+    ),
+    "lowerdir is upperdir": (
+        "lowerdir=@/upper,upperdir=@/upper,workdir=@/work",
+        "@/merged",
+        ["lowerdir '@/upper'"],
+    ),
+    "lowerdir in upperdir": (
+        "lowerdir=@/upper/l,upperdir=@/upper,workdir=@/work",
+        "@/merged",
+        ["'@/upper/l'"],
+    ),
     "upperdir in lowerdir": ("lowerdir=@/lower,upperdir=@/lower/u,workdir=@/work", "@/merged", ["@/lower"]),
     "a layer twice": ("lowerdir=@/lower:@/lower", "@/merged", ["lowerdir '@/lower'", "twice"]),
-    "mountpoint in upperdir": ("lowerdir=@/lower,upperdir=@/upper,workdir=@/work", "@/upper/m", ["@/upper/m"]),
+        "lowerdir=@/lower,upperdir=@/upper,workdir=@/work",
+        "@/upper/m",
+        ["@/upper/m"],
+    ),
     "upper on proc": ("lowerdir=@/lower,upperdir=/proc/tty,workdir=/proc/fs", "@/merged", ["/proc/"]),
     "bad timeout": ("lowerdir=@/lower,timeout=soon", "@/merged", ["timeout=soon"]),
     "endless timeout": ("lowerdir=@/lower,timeout=inf", "@/merged", ["timeout=inf"]),
@@ -300,13 +321,13 @@ REFUSED = {
     "bad fsync": ("lowerdir=@/lower,fsync=maybe", "@/merged", ["fsync=maybe"]),
     "redirects": ("lowerdir=@/lower,redirect_dir=on", "@/merged", ["redirect_dir=on"]),
     "open quotes": ('lowerdir=@/lower,context="a,b', "@/merged", ["context=", "quotes"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_refused_with_one_clear_line(bench, case):
     options, mountpoint, words = REFUSED[case]
-    for name in ("upper/w", "work/u", "upper/l", "upper/m", "lower/u"):
+    for name in ("upper/w", "work/u", "upper/l", "lower/u"):
         (bench.place / name).mkdir()
     at = os.fspath(bench.place)
     before = command("cat", "/proc/self/mountinfo").stdout
@@ -388,3 +409,17 @@ def test_a_mount_over_its_own_lower_layer(bench):
     finally:
         assert command("umount", lower).returncode == 0
     assert names_of(lower) == {"f"}
+
+
+def test_a_mount_inside_its_own_upper_layer(bench):
+    """What is mounted there is not the layer's."""
+    inside = bench.place / "upper" / "inside"
+    inside.mkdir()
+    assert unionfs("-o", bench.options, inside).returncode == 0
+    try:
+        assert names_of(inside) == {"f", "inside"}
+        (inside / "inside" / "new").touch()
+        assert names_of(inside) == {"f", "inside", "inside/new"}
+    finally:
+        assert command("umount", inside).returncode == 0
+    assert names_of(inside) == {"new"}
