@@ -309,17 +309,13 @@ REFUSED = {
     ),
     "upperdir in lowerdir": ("lowerdir=@/lower,upperdir=@/lower/u,workdir=@/work", "@/merged", ["@/lower"]),
     "a layer twice": ("lowerdir=@/lower:@/lower", "@/merged", ["lowerdir '@/lower'", "twice"]),
-        "lowerdir=@/lower,upperdir=@/upper,workdir=@/work",
-        "@/upper/m",
-        ["@/upper/m"],
-    ),
     "upper on proc": ("lowerdir=@/lower,upperdir=/proc/tty,workdir=/proc/fs", "@/merged", ["/proc/"]),
     "bad timeout": ("lowerdir=@/lower,timeout=soon", "@/merged", ["timeout=soon"]),
     "endless timeout": ("lowerdir=@/lower,timeout=inf", "@/merged", ["timeout=inf"]),
     "bad mapping": ("lowerdir=@/lower,uidmapping=1:2", "@/merged", ["uidmapping=1:2"]),
     "bad gid": ("lowerdir=@/lower,squash_to_gid=wheel", "@/merged", ["squash_to_gid=wheel"]),
     "bad fsync": ("lowerdir=@/lower,fsync=maybe", "@/merged", ["fsync=maybe"]),
-    "redirects": ("lowerdir=@/lower,redirect_dir=on", "@/merged", ["redirect_dir=on"]),
+    "features": ("lowerdir=@/lower,nfs_export=on", "@/merged", ["nfs_export=on"]),
     "open quotes": ('lowerdir=@/lower,context="a,b', "@/merged", ["context=", "quotes"]),
 }
 
