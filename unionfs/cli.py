@@ -64,7 +64,16 @@ def mount_helper(arguments: Sequence[str] | None = None) -> int:
     return _run("mount.unionfs", parsed)
 
 
+def _fill_standard_descriptors() -> None:
+    """Let nothing we open become 0, 1 or 2, if the caller closed those."""
+    fd = os.open(os.devnull, os.O_RDWR)
+    while fd < 3:
+        fd = os.dup(fd)
+    os.close(fd)
+
+
 def _run(program: str, parsed: argparse.Namespace) -> int:
+    _fill_standard_descriptors()
     places: list[str] = parsed.places
     if len(places) > 2:
         return _refuse(program, f"'{places[2]}': more than a source and a mountpoint")

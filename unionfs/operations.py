@@ -196,7 +196,8 @@ class Operations(pyfuse3.Operations):
                 assert child is not None
                 attributes = self._attributes(child)
             except OSError as error:
-                log.warning("readdir leaves out %r: %s", name, error)
+                if error.errno != errno.ELOOP:
+                    log.warning("readdir leaves out %r: %s", name, error)
                 continue
             if not pyfuse3.readdir_reply(token, name, attributes, position + 3):
                 self._nodes.release(child)

@@ -51,6 +51,8 @@ class Tree:
             if self._is_opaque(upper, b""):
                 root.lowers = ()
         self.nodes = NodeTable(root)
+        #: Directories that must not be seen through a lower layer they lie in: they change beneath it.
+        self._hidden = upper.own_directories() if upper is not None else frozenset()
 
     @property
     def root(self) -> Node:
@@ -155,6 +157,8 @@ class Tree:
         places = [(layer, join(path, name)) for layer, path in self._below(parent, entry)]
         layer, path = self._upper_place(parent, name) if entry.upper else places[0]
         status = layer.stat(path)
+        if (status.st_dev, status.st_ino) in self._hidden:
+            raise OSError(errno.ELOOP, "the upper or the work directory itself")
         wanted = [self._number(self._tags.get(layer, 0), layer, status)]
         if entry.upper:
             wanted.insert(0, self._origin(path, status))

@@ -111,6 +111,11 @@ class Upper(Layer):
         for fd in (self.staging_fd, self.work_fd, *self._locks):
             os.close(fd)
 
+    def own_directories(self) -> frozenset[tuple[int, int]]:
+        """Device and inode numbers of the upper and the work directory."""
+        found = (os.fstat(fd) for fd in (self.root_fd, self.work_fd))
+        return frozenset((status.st_dev, status.st_ino) for status in found)
+
     # Staging ---------------------------------------------------------------------------------------
 
     def staged_name(self) -> bytes:
