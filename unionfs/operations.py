@@ -369,15 +369,14 @@ class Operations(pyfuse3.Operations):
         """The path, and whether it is to be followed."""
         return self._tree.proc_path(node), node.orphan >= 0
 
-    def _check_xattr(self, name: bytes, errno_if_private: int) -> None:
+    def _stored_name(self, name: bytes) -> bytes:
         if not self._xattrs:
             raise OSError(errno.ENOTSUP, "noxattrs")
-        if xattr.is_private(name):
-            raise OSError(errno_if_private, "belongs to the layers")
+        return xattr.stored(name)
 
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """GETXATTR."""
-        self._check_xattr(name, errno.ENODATA)
+        name = self._stored_name(name)
         path, follow = self._xattr_path(self._nodes[inode])
         return os.getxattr(path, name, follow_symlinks=follow)
 
@@ -386,7 +385,8 @@ class Operations(pyfuse3.Operations):
         if not self._xattrs:
             return []
         path, follow = self._xattr_path(self._nodes[inode])
-        names = xattr.visible(os.listxattr(path, follow_symlinks=follow))
+        listed = (xattr.shown(os.fsencode(name)) for name in os.listxattr(path, follow_symlinks=follow))
+        names = [name for name in listed if name is not None]
         if ctx.uid != 0:  # xattr(7): without CAP_SYS_ADMIN they are not seen
             names = [name for name in names if not name.startswith(b"trusted.")]
         return names
@@ -394,7 +394,7 @@ class Operations(pyfuse3.Operations):
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: pyfuse3.RequestContext) -> None:
         """SETXATTR."""
         _, copyup, _ = self._writable()
-        self._check_xattr(name, errno.EPERM)
+        name = self._stored_name(name)
         node = self._nodes[inode]
         await copyup.file(node)
         path, follow = self._xattr_path(node)
@@ -403,7 +403,7 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """REMOVEXATTR."""
         _, copyup, _ = self._writable()
-        self._check_xattr(name, errno.EPERM)
+        name = self._stored_name(name)
         node = self._nodes[inode]
         path, follow = self._xattr_path(node)
         if not node.upper:

@@ -283,17 +283,28 @@ class Upper(Layer):
                 whiteout.write_whiteout(fd, name, self.convention)
             if present is not None:
                 self.remove(path, directory=present == stat.S_IFDIR)
-        elif present is None:
+        elif present is None and self.convention is Convention.DEVICE:
             whiteout.write_whiteout(fd, name, self.convention)
         else:
-            staged = self.staged_name()
-            whiteout.write_whiteout(self.staging_fd, staged, self.convention)
+            staged = self._staged_whiteout(parent)
             if present == stat.S_IFDIR:
                 self.forget_directories(path)
                 syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_EXCHANGE)
                 self.discard(staged)
             else:
                 os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=fd)
+
+    def _staged_whiteout(self, parent: bytes) -> bytes:
+        """A whiteout to be put into the directory `parent` by rename."""
+        if self.convention is Convention.XATTR:
+            fd = self.open(parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                whiteout.allow_xattr_whiteouts(fd)
+            finally:
+                os.close(fd)
+        staged = self.staged_name()
+        whiteout.write_whiteout(self.staging_fd, staged, self.convention)
+        return staged
 
     def unmark(self, parent: bytes, name: bytes) -> None:
         """Remove the marker that hides `name`, if there is one."""
@@ -316,6 +327,9 @@ class Upper(Layer):
         # The first directory_fd may be evicted by the second only if the cache held a single one.
         old_fd, new_fd = self.directory_fd(old_parent), self.directory_fd(new_parent)
         flags = 0
+        if hides_old and self.convention is Convention.XATTR:
+            self._rename_leaving_xattr_whiteout(old, new)
+            return
         if hides_old:
             if self.convention is Convention.DEVICE:
                 flags = syscalls.RENAME_WHITEOUT
@@ -332,6 +346,24 @@ class Upper(Layer):
             syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
             if not hides_old or self.convention is Convention.MARKER:
                 os.unlink(old_name, dir_fd=old_fd)
+
+    def _rename_leaving_xattr_whiteout(self, old: bytes, new: bytes) -> None:
+        """Put a whiteout at `new`, which hides nothing more there, and let it and `old` change places.
+
+        What `new` replaces is at `old` for a moment: this form has no single call for all of it.
+        """
+        old_parent, old_name = split(old)
+        new_parent, new_name = split(new)
+        staged = self._staged_whiteout(old_parent)
+        old_fd, new_fd = self.directory_fd(old_parent), self.directory_fd(new_parent)
+        try:
+            syscalls.renameat2(self.staging_fd, staged, new_fd, new_name, syscalls.RENAME_NOREPLACE)
+        except FileExistsError:
+            syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
+            syscalls.renameat2(self.staging_fd, staged, old_fd, old_name, syscalls.RENAME_EXCHANGE)
+            self.discard(staged)
+        else:
+            syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
 
     def exchange(self, one: bytes, other: bytes) -> None:
         """renameat2(2) with RENAME_EXCHANGE."""
@@ -350,7 +382,7 @@ class Upper(Layer):
         names = self.entries(directory)
         if not names:
             return
-        if self.convention is Convention.DEVICE:
+        if self.convention is not Convention.MARKER:
             self.make_opaque(directory)
         else:
             parent, name = split(directory)

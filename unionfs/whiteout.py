@@ -10,7 +10,8 @@ Three writers of layers exist, and each has its own way:
   (image-spec, layer.md, "Whiteouts").
 * fuse-overlayfs: both, and ``user.fuseoverlayfs.opaque``.
 
-All are read. One is written: the device where mknod(2) allows it, else the marker.
+All are read. One is written: the device where mknod(2) allows it, else the marker, else (on a filesystem
+that allows neither, such as another union of ours) the file with an xattr.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Convention(enum.Enum):
 
     DEVICE = "device"  # char 0:0 and an opaque xattr
     MARKER = "marker"  # .wh.NAME and .wh..wh..opq
+    XATTR = "xattr"  # an empty file with overlay.whiteout, and an opaque xattr
 
 
 class Opaque(enum.Enum):
@@ -68,8 +70,13 @@ def convention_for(dir_fd: int) -> Convention:
     except OSError as error:
         if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EACCES):
             raise
-    write_whiteout(dir_fd, probe, Convention.MARKER)
-    os.unlink(MARKER_PREFIX + probe, dir_fd=dir_fd)
+    try:
+        write_whiteout(dir_fd, probe, Convention.MARKER)
+        os.unlink(MARKER_PREFIX + probe, dir_fd=dir_fd)
+    except PermissionError:
+        write_whiteout(dir_fd, probe, Convention.XATTR)
+        os.unlink(probe, dir_fd=dir_fd)
+        return Convention.XATTR
     return Convention.MARKER
 
 
@@ -105,10 +112,17 @@ def _holds_device_form(dir_fd: int, probe: bytes) -> bool:
 def write_whiteout(dir_fd: int, name: bytes, convention: Convention) -> None:
     """Hide `name` of the layers below, by one entry in the directory `dir_fd`.
 
+    In XATTR form that takes two calls, and the directory must be marked by `allow_xattr_whiteouts`.
     Raises FileExistsError when an entry of that name (the marker's, in MARKER form) is there.
     """
     if convention is Convention.DEVICE:
         os.mknod(name, stat.S_IFCHR, WHITEOUT_DEVICE, dir_fd=dir_fd)
+    elif convention is Convention.XATTR:
+        fd = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o000, dir_fd=dir_fd)
+        try:
+            _set_overlay_xattr(fd, "whiteout", b"y")
+        finally:
+            os.close(fd)
     else:
         marker = MARKER_PREFIX + name
         os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o000, dir_fd=dir_fd))
@@ -120,10 +134,19 @@ def write_opaque(fd: int, convention: Convention) -> None:
         flags = os.O_CREAT | os.O_WRONLY | os.O_NOFOLLOW
         os.close(os.open(OPAQUE_MARKER, flags, 0o000, dir_fd=fd))
         return
+    _set_overlay_xattr(fd, "opaque", b"y")
+
+
+def allow_xattr_whiteouts(fd: int) -> None:
+    """Mark the directory open as `fd` as one whose empty files may be whiteouts."""
+    _set_overlay_xattr(fd, "opaque", b"x")
+
+
+def _set_overlay_xattr(fd: int, name: str, value: bytes) -> None:
     try:
-        os.setxattr(fd, "trusted.overlay.opaque", b"y")
+        os.setxattr(fd, OVERLAY_PREFIXES[0] + name, value)
     except PermissionError:
-        os.setxattr(fd, "user.overlay.opaque", b"y")
+        os.setxattr(fd, OVERLAY_PREFIXES[1] + name, value)
 
 
 def is_device_whiteout(mode: int, rdev: int) -> bool:
