@@ -254,8 +254,8 @@ class CopyUp:
                 path = self.tree.path(node)
                 self.directory(node.names[0][0])
                 self.upper.adopt(staged, path)
-            for handle in node.handles:
-                os.dup2(reader, handle.fd, inheritable=False)
+            for fd in node.handles:
+                os.dup2(reader, fd, inheritable=False)
         finally:
             if reader >= 0:
                 os.close(reader)

@@ -15,13 +15,12 @@ BACKING_FLAGS = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
 
 class OpenFile:
-    """A file opened once. `fd` is in the layer the node is in; copy-up replaces what it refers to."""
+    """A file opened once. Its handle is its descriptor."""
 
-    __slots__ = ("fd", "flags", "node")
+    __slots__ = ("flags", "node")
 
-    def __init__(self, node: Node, fd: int, flags: int) -> None:
+    def __init__(self, node: Node, flags: int) -> None:
         self.node = node
-        self.fd = fd
         self.flags = flags
 
 

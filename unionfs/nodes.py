@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import trio
 
-    from unionfs.handles import OpenFile
     from unionfs.layer import Layer
 
 ROOT = 1
@@ -94,7 +93,8 @@ class Node:
         self.listing: Listing | None = None
         self.lookups = 0
         self.pins = 0
-        self.handles: list[OpenFile] = []
+        #: Descriptors of its open files, all in the layer the node is in; copy-up replaces what they are.
+        self.handles: list[int] = []
         #: O_PATH descriptor of an upper file that lost its last known name; -1 otherwise. While it is
         #: held, the disk cannot give the file's inode number to another.
         self.orphan = -1

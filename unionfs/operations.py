@@ -340,7 +340,7 @@ class Operations(pyfuse3.Operations):
 
     def _truncate(self, node: Node, fh: int | None, size: int) -> None:
         if fh is not None and self._files[fh].flags & os.O_ACCMODE != os.O_RDONLY:
-            os.ftruncate(self._files[fh].fd, size)
+            os.ftruncate(fh, size)
             return
         fd = self._tree.open(node, os.O_WRONLY)
         try:
@@ -444,17 +444,17 @@ class Operations(pyfuse3.Operations):
         return self._opened(node, fd, flags), self._entry(node)
 
     def _opened(self, node: Node, fd: int, flags: int) -> pyfuse3.FileInfo:
-        self._files[fd] = file = OpenFile(node, fd, flags)
-        node.handles.append(file)
+        self._files[fd] = OpenFile(node, flags)
+        node.handles.append(fd)
         return pyfuse3.FileInfo(fh=fd, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
         """READ."""
-        return os.pread(self._files[fh].fd, size, off)
+        return os.pread(fh, size, off)
 
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """WRITE."""
-        return os.pwrite(self._files[fh].fd, buf, off)
+        return os.pwrite(fh, buf, off)
 
     async def flush(self, fh: int) -> None:
         """FLUSH: nothing is kept back here, so the kernel need not ask again."""
@@ -463,11 +463,11 @@ class Operations(pyfuse3.Operations):
     async def fsync(self, fh: int, datasync: bool) -> None:
         """FSYNC. The file is as durable as its layer makes it, name and all."""
         if self._sync:
-            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, self._files[fh].fd)
+            await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)
 
     async def release(self, fh: int) -> None:
         """RELEASE."""
         file = self._files.pop(fh)
-        file.node.handles.remove(file)
-        os.close(file.fd)
+        file.node.handles.remove(fh)
+        os.close(fh)
         self._nodes.release(file.node)

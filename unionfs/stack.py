@@ -5,19 +5,36 @@ Every refusal is a StackError of one line that names the directory and what is w
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
 import re
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 
+from unionfs import syscalls, whiteout
 from unionfs.layer import Layer, open_lower
 from unionfs.options import Options
-from unionfs.upper import Upper, UpperInUse, UpperUnfit, open_upper
+from unionfs.upper import Upper, remove_tree
+
+#: Seconds to wait for an earlier server of the same upper that is just ending.
+LOCK_PATIENCE = 3.0
+
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class StackError(Exception):
     """These directories cannot be mounted."""
+
+
+class _UpperInUse(Exception):
+    """Another mount serves this upper or work directory."""
+
+
+class _UpperUnfit(Exception):
+    """The filesystem cannot hold an upper layer; the message says what it lacks."""
 
 
 def open_stack(options: Options) -> tuple[list[Layer], Upper | None]:
@@ -40,7 +57,7 @@ def open_stack(options: Options) -> tuple[list[Layer], Upper | None]:
         if upperdir is None or workdir is None:
             return lowers, None
         with _named("upperdir", upperdir):
-            return lowers, open_upper(upperdir, workdir)
+            return lowers, _open_upper(upperdir, workdir)
     except BaseException:
         for layer in lowers:
             layer.close()
@@ -56,13 +73,13 @@ def _directory(option: str, path: str) -> str:
         return real
 
 
-@contextmanager
+@contextlib.contextmanager
 def _named(option: str, path: str) -> Iterator[None]:
     try:
         yield
-    except UpperInUse as error:
+    except _UpperInUse as error:
         raise StackError(f"{option} '{path}': in use by another mount ('{error}' is locked)") from None
-    except UpperUnfit as error:
+    except _UpperUnfit as error:
         raise StackError(f"{option} '{path}': its filesystem cannot hold an upper layer: {error}") from None
     except OSError as error:
         raise StackError(f"{option} '{path}': {os.strerror(error.errno or errno.EIO)}") from None
@@ -111,3 +128,105 @@ def _kernel_overlay_uppers() -> set[str]:
                     given = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), match[1])
                     found.add(os.path.realpath(given))
     return found
+
+
+# The upper layer and its workdir -------------------------------------------------------------------
+
+
+def _open_upper(upperdir: str, workdir: str) -> Upper:
+    """Open and lock an upper directory and its workdir; both absolute and free of symlinks.
+
+    Raises _UpperInUse, _UpperUnfit, or OSError when they cannot be written.
+    """
+    locks = _lock(upperdir, workdir)
+    try:
+        root_fd, work_fd, crosses = _open_together(upperdir, workdir)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(b"work", 0o700, dir_fd=work_fd)
+        staging_fd = os.open(b"work", _DIRECTORY, dir_fd=work_fd)
+        for name in os.listdir(staging_fd):
+            # What an earlier server left half done. `incompat` belongs to kernel overlayfs.
+            if name != "incompat":
+                remove_tree(staging_fd, os.fsencode(name))
+        _check_fit(staging_fd)
+        upper = Upper(upperdir, root_fd, staging_fd, work_fd, locks, crosses_mounts=crosses)
+    except BaseException:
+        for fd in locks:
+            os.close(fd)
+        raise
+    return upper
+
+
+def _check_fit(staging_fd: int) -> None:
+    """Try what every upper layer needs. Raises _UpperUnfit; OSError for a full or read-only disk."""
+    probe, other = b"probe", b"other"
+    try:
+        os.symlink(b"target", probe, dir_fd=staging_fd)
+        os.unlink(probe, dir_fd=staging_fd)
+        os.mkdir(probe, dir_fd=staging_fd)
+        os.mkdir(other, dir_fd=staging_fd)
+        syscalls.renameat2(staging_fd, probe, staging_fd, other, syscalls.RENAME_EXCHANGE)
+        os.rmdir(probe, dir_fd=staging_fd)
+        os.rmdir(other, dir_fd=staging_fd)
+        whiteout.convention_for(staging_fd)
+    except OSError as error:
+        if error.errno in (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+            raise _UpperUnfit("it lacks symlinks, whiteouts or exchange of names") from None
+        raise
+
+
+def _lock(*directories: str) -> list[int]:
+    """Hold directories against other mounts of ours, waiting a moment for one that is ending."""
+    locks: list[int] = []
+    try:
+        for directory in directories:
+            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            locks.append(fd)
+            deadline = time.monotonic() + LOCK_PATIENCE
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise _UpperInUse(directory) from None
+                    time.sleep(0.05)
+    except BaseException:
+        for fd in locks:
+            os.close(fd)
+        raise
+    return locks
+
+
+def _open_together(upperdir: str, workdir: str) -> tuple[int, int, bool]:
+    """Both directories through one mount, as rename(2) between them needs; and whether it has submounts.
+
+    A private mount of their common ancestor is preferred: nothing is mounted below it.
+    """
+    common = os.path.commonpath([upperdir, workdir])
+    try:
+        mount_fd = syscalls.clone_mount(os.fsencode(common), read_only=False)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS):
+            raise
+    else:
+        ancestor = Layer(common, mount_fd, crosses_mounts=False)
+        try:
+            fds: list[int] = []
+            for directory in (upperdir, workdir):
+                relative = os.fsencode(os.path.relpath(directory, common))
+                fd = ancestor.open(b"" if relative == b"." else relative, os.O_PATH | os.O_DIRECTORY)
+                fds.append(fd)
+            if all(
+                os.path.samestat(os.fstat(fd), os.stat(directory))
+                for fd, directory in zip(fds, (upperdir, workdir), strict=True)
+            ):
+                return fds[0], fds[1], False
+            for fd in fds:
+                os.close(fd)
+        except FileNotFoundError:
+            pass  # a mount lies between the common ancestor and one of them
+        finally:
+            ancestor.close()
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(upperdir, flags), os.open(workdir, flags), True

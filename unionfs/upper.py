@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
@@ -37,10 +35,6 @@ Maker = Callable[[int, bytes], T]
 _DEFAULT_ACL = "system.posix_acl_default"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
-#: Seconds to wait for an earlier server of the same upper that is just ending.
-LOCK_PATIENCE = 3.0
-
-
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: the owner of what is created, and the umask that a default ACL overrides."""
@@ -48,38 +42,6 @@ class Caller:
     uid: int
     gid: int
     umask: int
-
-
-class UpperInUse(Exception):
-    """Another mount serves this upper or work directory."""
-
-
-class UpperUnfit(Exception):
-    """The filesystem cannot hold an upper layer; the message says what it lacks."""
-
-
-def open_upper(upperdir: str, workdir: str) -> Upper:
-    """Open and lock an upper directory and its workdir; both absolute and free of symlinks.
-
-    Raises UpperInUse, UpperUnfit, or OSError when they cannot be written.
-    """
-    locks = _lock(upperdir, workdir)
-    try:
-        root_fd, work_fd, crosses = _open_together(upperdir, workdir)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(b"work", 0o700, dir_fd=work_fd)
-        staging_fd = os.open(b"work", _DIRECTORY, dir_fd=work_fd)
-        for name in os.listdir(staging_fd):
-            # What an earlier server left half done. `incompat` belongs to kernel overlayfs.
-            if name != "incompat":
-                _remove_tree(staging_fd, os.fsencode(name))
-        _check_fit(staging_fd)
-        upper = Upper(upperdir, root_fd, staging_fd, work_fd, locks, crosses_mounts=crosses)
-    except BaseException:
-        for fd in locks:
-            os.close(fd)
-        raise
-    return upper
 
 
 class Upper(Layer):
@@ -95,7 +57,7 @@ class Upper(Layer):
         *,
         crosses_mounts: bool,
     ) -> None:
-        """Take over the descriptors; see open_upper."""
+        """Take over the descriptors; stack.py opens and locks them."""
         super().__init__(path, root_fd, crosses_mounts=crosses_mounts)
         self.staging_fd = staging_fd
         self.work_fd = work_fd
@@ -125,7 +87,7 @@ class Upper(Layer):
 
     def discard(self, staged: bytes) -> None:
         """Remove a staged name with all that is in it."""
-        _remove_tree(self.staging_fd, staged)
+        remove_tree(self.staging_fd, staged)
 
     @contextlib.contextmanager
     def keeps_times(self, directory: bytes) -> Iterator[None]:
@@ -444,83 +406,8 @@ class Upper(Layer):
             self.unmark(parent, name)
 
 
-def _check_fit(staging_fd: int) -> None:
-    """Try what every upper layer needs. Raises UpperUnfit; OSError for a full or read-only disk."""
-    probe, other = b"probe", b"other"
-    try:
-        os.symlink(b"target", probe, dir_fd=staging_fd)
-        os.unlink(probe, dir_fd=staging_fd)
-        os.mkdir(probe, dir_fd=staging_fd)
-        os.mkdir(other, dir_fd=staging_fd)
-        syscalls.renameat2(staging_fd, probe, staging_fd, other, syscalls.RENAME_EXCHANGE)
-        os.rmdir(probe, dir_fd=staging_fd)
-        os.rmdir(other, dir_fd=staging_fd)
-        whiteout.convention_for(staging_fd)
-    except OSError as error:
-        if error.errno in (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
-            raise UpperUnfit("it lacks symlinks, whiteouts or exchange of names") from None
-        raise
-
-
-def _lock(*directories: str) -> list[int]:
-    """Hold directories against other mounts of ours, waiting a moment for one that is ending."""
-    locks: list[int] = []
-    try:
-        for directory in directories:
-            fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            locks.append(fd)
-            deadline = time.monotonic() + LOCK_PATIENCE
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise UpperInUse(directory) from None
-                    time.sleep(0.05)
-    except BaseException:
-        for fd in locks:
-            os.close(fd)
-        raise
-    return locks
-
-
-def _open_together(upperdir: str, workdir: str) -> tuple[int, int, bool]:
-    """Both directories through one mount, as rename(2) between them needs; and whether it has submounts.
-
-    A private mount of their common ancestor is preferred: nothing is mounted below it.
-    """
-    common = os.path.commonpath([upperdir, workdir])
-    try:
-        mount_fd = syscalls.clone_mount(os.fsencode(common), read_only=False)
-    except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOSYS):
-            raise
-    else:
-        ancestor = Layer(common, mount_fd, crosses_mounts=False)
-        try:
-            fds: list[int] = []
-            for directory in (upperdir, workdir):
-                relative = os.fsencode(os.path.relpath(directory, common))
-                fd = ancestor.open(b"" if relative == b"." else relative, os.O_PATH | os.O_DIRECTORY)
-                fds.append(fd)
-            if all(
-                os.path.samestat(os.fstat(fd), os.stat(directory))
-                for fd, directory in zip(fds, (upperdir, workdir), strict=True)
-            ):
-                return fds[0], fds[1], False
-            for fd in fds:
-                os.close(fd)
-        except FileNotFoundError:
-            pass  # a mount lies between the common ancestor and one of them
-        finally:
-            ancestor.close()
-    flags = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
-    return os.open(upperdir, flags), os.open(workdir, flags), True
-
-
-def _remove_tree(parent_fd: int, name: bytes) -> None:
-    """Remove `name` and all in it, never following a symlink."""
+def remove_tree(parent_fd: int, name: bytes) -> None:
+    """Remove `name` in the directory `parent_fd` and all in it, never following a symlink."""
     try:
         os.unlink(name, dir_fd=parent_fd)
         return
@@ -529,7 +416,7 @@ def _remove_tree(parent_fd: int, name: bytes) -> None:
     fd = os.open(name, _DIRECTORY, dir_fd=parent_fd)
     try:
         for entry in os.listdir(fd):
-            _remove_tree(fd, os.fsencode(entry))
+            remove_tree(fd, os.fsencode(entry))
     finally:
         os.close(fd)
     os.rmdir(name, dir_fd=parent_fd)
