@@ -90,44 +90,40 @@ def make_init_layer(init: Path, layers: Layers) -> None:
     So the container's own layer holds nothing that the container did not do. Where the image has a
     symlink in the way, nothing is made: the OCI runtime resolves that one inside the rootfs.
     """
-    _copy_attributes(layers.root, init)
+    made = [(layers.root, init)]
     for point in _MOUNT_POINTS:
-        _make_point(init, layers, point)
-
-
-def _make_point(init: Path, layers: Layers, point: str) -> None:
-    here: Found | None = layers.root
-    missing = False
-    path = init
-    parts = point.split("/")
-    made: list[tuple[Found, Path]] = []
-    for position, part in enumerate(parts):
-        if not part:
-            break
-        here = layers.child(here, part.encode()) if here and not missing else None
-        missing = here is None
-        last = position == len(parts) - 1
-        if here is not None and (last or not here.is_directory):
-            return
-        path = path / part
-        if last:
-            _make_parents(init, made, path)
-            path.touch(mode=0o644)
-        elif here is not None:
-            made.append((here, path))
-        else:
-            _make_parents(init, made, path)
-            path.mkdir(mode=0o755, exist_ok=True)
+        _make_point(init, layers, point, made)
+    # Last and from the inside out: what is made in a directory changes its times.
     for found, directory in reversed(made):
-        if directory.exists():
-            _copy_attributes(found, directory)
+        _copy_attributes(found, directory)
 
 
-def _make_parents(init: Path, parents: list[tuple[Found, Path]], path: Path) -> None:
-    """The directories above `path` that the image has, so that they merge with the image's."""
-    for _, directory in parents:
-        directory.mkdir(mode=0o755, exist_ok=True)
-    assert path.is_relative_to(init)
+def _make_point(init: Path, layers: Layers, point: str, made: list[tuple[Found, Path]]) -> None:
+    """Make one mount point (a directory if it ends with a slash) unless the image has it.
+
+    A directory on the way that the image has is made too, to be merged with it, and noted in `made`.
+    """
+    here: Found | None = layers.root
+    parents = []
+    path = init
+    *ways, name = point.rstrip("/").split("/")
+    for way in ways:
+        here = layers.child(here, way.encode()) if here else None
+        if here is not None and not here.is_directory:
+            return
+        path = path / way
+        parents.append((here, path))
+    if here is not None and layers.child(here, name.encode()) is not None:
+        return
+    for found, directory in parents:
+        if not directory.exists():
+            directory.mkdir(mode=0o755)
+            if found is not None:
+                made.append((found, directory))
+    if point.endswith("/"):
+        (path / name).mkdir(mode=0o755)
+    else:
+        (path / name).touch(mode=0o644)
 
 
 def _copy_attributes(found: Found, directory: Path) -> None:

@@ -107,7 +107,7 @@ def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int
                     console=monitor.Console(
                         terminal=container.request.tty,
                         stdin=container.request.stdin,
-                        leave_stdin_open=container.request.stdin and not container.request.stdin_once,
+                        leave_stdin_open=_outlives_client(container),
                     ),
                     log=f"k8s-file:{container.log}",
                 ),
@@ -124,6 +124,12 @@ def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int
             oci.remember(root, program)
         break
     return container
+
+
+def _outlives_client(container: Container) -> bool:
+    """Whether stdin stays open when a client leaves; a terminal's always does, one can attach to it again."""
+    request = container.request
+    return request.stdin and (request.tty or not request.stdin_once)
 
 
 def _sources(root: Root, container: Container) -> list[Bind]:

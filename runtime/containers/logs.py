@@ -89,18 +89,20 @@ def _entries(file: BinaryIO, follow: Callable[[], bool] | None) -> Iterator[Entr
 
 
 def _last_lines(entries: Iterator[Entry], count: int) -> list[Entry]:
-    """The entries that make up the last `count` lines."""
-    kept: list[Entry] = []
-    for entry in entries:
-        kept.append(entry)
-    lines = 0
-    for index in range(len(kept) - 1, -1, -1):
-        ends_line = kept[index].data.endswith(b"\n")
-        if ends_line or index == len(kept) - 1:
-            lines += 1
-        if lines > count:
-            return kept[index + 1 :]
-    return kept
+    """The entries from where the `count`th line from the end begins; each stream has lines of its own."""
+    kept = list(entries)
+    unfinished: set[str] = set()
+    starts = []
+    for index, entry in enumerate(kept):
+        if entry.stream not in unfinished:
+            starts.append(index)
+        if entry.data.endswith(b"\n"):
+            unfinished.discard(entry.stream)
+        else:
+            unfinished.add(entry.stream)
+    if count >= len(starts):
+        return kept
+    return kept[starts[-count] :] if count else []
 
 
 def _utc(stamp: str) -> str:

@@ -339,5 +339,6 @@ def _bind(bind: Bind) -> Json:
 
 
 def _tmpfs(mount: Mount) -> Json:
+    """A tmpfs. runc before 1.2 gives it the mode of the directory it covers, whatever `mode=` says."""
     options = [*mount.options, "ro"] if mount.read_only else list(mount.options)
     return {"destination": mount.target, "type": "tmpfs", "source": "tmpfs", "options": options}

@@ -11,7 +11,7 @@ from unionctl_runner import Unionctl, dead_cgroups
 
 @pytest.fixture
 def unionctl(tmp_path: Path) -> Iterator[Unionctl]:
-    """unionctl with a state root of its own and a busybox image; fails when the test leaves anything behind."""
+    """unionctl with a state root of its own and a busybox image; fails when something is left behind."""
     cgroups = dead_cgroups()
     runner = Unionctl(tmp_path / "state")
     runner.load()

@@ -166,7 +166,7 @@ def test_signals_are_passed_on(unionctl: Unionctl) -> None:
 def test_limits_are_set_in_the_cgroup(unionctl: Unionctl) -> None:
     options = ["-m", "32m", "--cpus", "0.5", "--pids-limit", "20"]
     unionctl("run", "-d", "--name", "box", *options, "busybox", "sleep", "60")
-    group = f"unionfs-{unionctl.directory('c').name}"
+    group = f"unionfs-{unionctl.directory('box').name}"
     values = {
         path: (Path("/sys/fs/cgroup") / path.replace("*", group)).read_text().strip()
         for path in ("memory/*/memory.limit_in_bytes", "cpu/*/cpu.cfs_quota_us", "pids/*/pids.max")
@@ -219,7 +219,10 @@ def test_capabilities_can_be_added_and_dropped(unionctl: Unionctl) -> None:
 
 
 def test_seccomp_and_masked_paths_confine(unionctl: Unionctl) -> None:
-    script = "grep Seccomp: /proc/self/status; grep NoNewPrivs /proc/self/status; ls /sys/firmware | wc -l; unshare -U true"
+    script = """
+        grep Seccomp: /proc/self/status; grep NoNewPrivs /proc/self/status; ls /sys/firmware | wc -l
+        unshare -U true
+    """
     result = unionctl("run", "--rm", "busybox", "sh", "-c", script, code=1)
     assert result.stdout.decode().split() == ["Seccomp:", "2", "NoNewPrivs:", "0", "0"]
     assert b"not permitted" in result.stderr

@@ -15,8 +15,9 @@ from typing import Any
 from image_builder import archive, directory, docker_files, file, symlink, tar
 
 APPLETS = """
-sh ash ls cat echo true false id env pwd sleep stty mount umount dd md5sum hostname touch rm mkdir ps kill head
-tail stat wc df printf yes ln mv chmod chown find test grep sed nproc cp readlink mknod nc unshare tty date sync
+sh ash ls cat echo true false id env pwd sleep stty mount umount dd md5sum hostname touch rm mkdir ps kill
+head tail stat wc df printf yes ln mv chmod chown find test grep sed nproc cp readlink mknod nc unshare tty
+date sync
 """
 
 PASSWD = b"root:x:0:0:root:/root:/bin/sh\nalice:x:1000:1000:Alice:/home/alice:/bin/sh\n"
@@ -44,7 +45,9 @@ def busybox_layers() -> list[bytes]:
         directory("data/inner", mode=0o711),
         file("data/inner/deep", b"deep\n"),
     )
-    changes = tar(directory("opt"), file("opt/one", b"1\n"), file("opt/two", b"2\n"), file("opt/three", b"3\n"))
+    changes = tar(
+        directory("opt"), file("opt/one", b"1\n"), file("opt/two", b"2\n"), file("opt/three", b"3\n")
+    )
     return [system, data, changes]
 
 
