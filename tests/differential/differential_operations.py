@@ -147,6 +147,16 @@ class Hands:
     def rmdir(self, path: str) -> None:
         os.rmdir(self._at(path))
 
+    def remove_tree(self, path: str) -> None:
+        """As rm -r does it; a file is removed too."""
+        try:
+            names = sorted(os.listdir(self._at(path)))
+        except NotADirectoryError:
+            return os.unlink(self._at(path))
+        for name in names:
+            self.remove_tree(f"{path}/{name}")
+        os.rmdir(self._at(path))
+
     def link(self, old: str, new: str) -> None:
         os.link(self._at(old), self._at(new), follow_symlinks=False)
 
@@ -178,7 +188,9 @@ class Hands:
 
     def xattrs(self, path: str) -> Any:
         names = sorted(os.listxattr(self._at(path), follow_symlinks=False))
-        return [(n, os.getxattr(self._at(path), n, follow_symlinks=False)) for n in names if ".origin" not in n]
+        return [
+            (n, os.getxattr(self._at(path), n, follow_symlinks=False)) for n in names if ".origin" not in n
+        ]
 
     def list(self, path: str) -> Any:
         return sorted(os.listdir(self._at(path)))
