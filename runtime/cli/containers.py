@@ -174,7 +174,7 @@ def kill(root: Root, names: tuple[str, ...], signal_name: str) -> None:
 
 @click.command()
 @click.argument("names", nargs=-1, required=True)
-@click.option("-f", "--force", is_flag=True, help="Kill it first if it runs; no container is no error.")
+@click.option("-f", "--force", is_flag=True, help="Kill it first if it runs.")
 @click.option("-v", "--volumes", "with_volumes", is_flag=True, help="Its anonymous volumes, too.")
 @pass_root
 def rm(root: Root, names: tuple[str, ...], force: bool, with_volumes: bool) -> None:
@@ -234,7 +234,7 @@ def ps(
     if count is not None:
         found = found[:count]
     elif not everything and not by_status:
-        found = [container for container in found if container.state.live]
+        found = [container for container in found if container.state.status in ("running", "paused")]
     rows = [container_row(container, no_trunc) for container in found]
     columns = {
         "CONTAINER ID": "ID",

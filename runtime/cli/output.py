@@ -50,7 +50,7 @@ def formatted(template: str, values: Mapping[str, Any]) -> str:
             if not isinstance(value, Mapping) or part not in value:
                 raise RuntimeFailure(f"template: no field {match[2]!r}; there are: {', '.join(values)}")
             value = value[part]
-        return json.dumps(value) if match[1] or isinstance(value, (dict, list)) else str(value)
+        return json.dumps(value) if match[1] or isinstance(value, (dict, list, bool)) else str(value)
 
     text = template.replace(r"\t", "\t").replace(r"\n", "\n")
     unknown = re.search(r"\{\{.*?\}\}", _FIELD.sub("", text))

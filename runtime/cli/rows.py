@@ -28,7 +28,7 @@ def container_row(subject: Container, whole: bool) -> dict[str, Any]:
         "CreatedAt": f"{created:%Y-%m-%d %H:%M:%S} +0000 UTC",
         "RunningFor": ago(created),
         "Ports": "",
-        "State": subject.state.status,
+        "State": "created" if subject.state.status == "starting" else subject.state.status,
         "Status": status(subject),
         "Names": subject.name,
         "Labels": _labels(subject.labels),

@@ -26,12 +26,12 @@ _POLL = 0.02
 
 
 def inspect(root: Root, reference: str) -> Container:
-    """The container that `reference` means, as it is now.
+    """The container that `reference` means, as it is now; one that is being started is waited for.
 
     Raises RuntimeFailure when there is none.
     """
     container = find(root, reference)
-    if container.state.live and settle.needs_mending(container):
+    if container.state.status == "starting" or (container.state.live and settle.needs_mending(container)):
         return settle_by_path(root, container.directory) or find(root, reference)
     return container
 

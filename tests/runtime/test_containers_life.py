@@ -232,6 +232,8 @@ def test_names(unionctl: Unionctl) -> None:
 def test_inspect_has_dockers_layout(unionctl: Unionctl, tmp_path: Path) -> None:
     options = ["-v", "named:/n", "-v", f"{tmp_path}:/h:ro", "-l", "a=b", "-e", "X=1", "--tmpfs", "/t"]
     unionctl("create", "--name", "one", *options, "busybox", "echo", "hello", "world")
+    template = "{{.State.Running}} {{.HostConfig.AutoRemove}}"
+    assert unionctl.out("inspect", "-f", template, "one") == "false false"
     (shown,) = json.loads(unionctl.out("inspect", "one"))
     assert (shown["Path"], shown["Args"]) == ("echo", ["hello", "world"])
     assert shown["State"]["Status"] == "created" and shown["State"]["Running"] is False
