@@ -1,0 +1,1 @@
+"""A POSIX suite: one file for each call, the same expectations on any directory."""
