@@ -105,7 +105,14 @@ def known(operation: Operation, ours: object, overlay: object, plain: object) ->
             return "as overlayfs"
         if is_errno(plain) and ours == plain:
             return "overlayfs looks whether it can be moved before it looks whether it may be"
+    if operation.what == "use" and overlay == "EIO" and ours == plain:
+        return "overlayfs with index=on loses a file that was removed while it was open"
     return ""
+
+
+def assert_alike(one: dict[bytes, Picture], other: dict[bytes, Picture]) -> None:
+    lines = differences(one, other)
+    assert not lines, "\n".join(lines)
 
 
 # The three trees ----------------------------------------------------------------------------------
@@ -114,8 +121,10 @@ def known(operation: Operation, ours: object, overlay: object, plain: object) ->
 class Three:
     """Our mount, kernel overlayfs and a plain directory that begin alike."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, *options: str) -> None:
+        (place / "ours").mkdir()
         self.union = Union(place / "ours", *LAYERS)
+        self.options = options
         self.place = place
         self.hands: dict[str, Hands] = {}
         #: Until an operation came that overlayfs cannot do and a plain directory can.
@@ -131,11 +140,12 @@ class Three:
         (theirs / "upper").mkdir()
         lowers = [theirs / path.name for path in self.union.lowers]
         # index=on: hard links of lower layers stay one file when they are copied up.
-        with overlayfs(theirs / "root", lowers, theirs / "upper", theirs / "work", "index=on") as overlay:
+        options = ("index=on", *self.options)
+        with overlayfs(theirs / "root", lowers, theirs / "upper", theirs / "work", *options) as overlay:
             subprocess.run(["cp", "-a", overlay, plain], check=True)
             try:
                 self.hands = {
-                    "ours": Hands(self.union.mount()),
+                    "ours": Hands(self.union.mount(*self.options)),
                     "overlay": Hands(overlay),
                     "plain": Hands(plain),
                 }
@@ -148,7 +158,7 @@ class Three:
     def remount(self) -> None:
         for hands in self.hands.values():
             hands.close()
-        self.union.remount()
+        self.union.remount(*self.options)
 
     def tree(self, which: str) -> dict[bytes, Picture]:
         """A tree without the mtimes: what is done at different times has different ones."""
@@ -165,7 +175,9 @@ class Three:
             return
         outcomes = {name: hands.do(operation) for name, hands in self.hands.items()}
         ours, overlay, plain = (outcomes[name] for name in ("ours", "overlay", "plain"))
-        if ours == overlay and (ours == plain or not self.follows_plain):
+        if not self.follows_plain:
+            plain = ours
+        if ours == overlay == plain:
             return
         assert known(operation, ours, overlay, plain), f"{operation}: {outcomes}"
         if not is_errno(plain):
@@ -173,44 +185,43 @@ class Three:
 
     def compare_trees(self) -> None:
         trees = {name: self.tree(name) for name in self.hands}
-        assert differences(trees["ours"], trees["overlay"]) == []
+        assert_alike(trees["ours"], trees["overlay"])
         if self.follows_plain:
-            assert differences(trees["ours"], trees["plain"]) == []
+            assert_alike(trees["ours"], trees["plain"])
         full = snapshot(self.union.root)
         numbers = {path: os.lstat(os.fsencode(self.union.root) + b"/" + path).st_ino for path in full}
         self.remount()
-        assert differences(full, snapshot(self.union.root)) == []
+        assert_alike(full, snapshot(self.union.root))
         again = {path: os.lstat(os.fsencode(self.union.root) + b"/" + path).st_ino for path in full}
-        assert again == numbers
+        assert again == numbers, "inode numbers after the next mount"
         self.hands["ours"].close()
         self.union.unmount()
-        with self.union.kernel() as root:
-            assert differences(full, snapshot(root)) == []
-        self.union.mount()
-        assert differences(full, snapshot(self.union.root)) == []
+        with self.union.kernel(*self.options) as root:
+            assert_alike(full, snapshot(root))
+        self.union.mount(*self.options)
+        assert_alike(full, snapshot(self.union.root))
 
 
 _serial = itertools.count()
 
 
 @contextmanager
-def three_trees() -> Iterator[Three]:
+def three_trees(*options: str) -> Iterator[Three]:
     """In directories of their own, which are gone in the end."""
     place = Path(tempfile.mkdtemp(prefix=f"differential{next(_serial)}-"))
     try:
-        three = Three(place)
+        three = Three(place, *options)
         with three.ready():
             yield three
     finally:
-        for directory in ("ours/merged", "ours/kernel", "theirs/root"):
-            detach(place / directory)
+        detach(place)
         shutil.rmtree(place)
 
 
-def check_random(data: st.DataObject) -> None:
+def check_random(data: st.DataObject, *options: str) -> None:
     """Choose and do operations; those of a failure are printed, to become one of REGRESSIONS."""
     done: list[Operation] = []
-    with three_trees() as three:
+    with three_trees(*options) as three:
         try:
             for _ in range(data.draw(st.integers(20, 60))):
                 # The reference chooses; where it cannot be followed, kernel overlayfs does.
@@ -227,22 +238,28 @@ COMMON = settings(
     deadline=None,
     database=None,
     suppress_health_check=list(HealthCheck),
-    phases=[Phase.generate, Phase.shrink],
+    phases=[Phase.generate],
     print_blob=False,
 )
 
 
-@settings(COMMON, max_examples=70, derandomize=True)
+@settings(COMMON, max_examples=40, derandomize=True)
 @given(st.data())
 def test_outcomes_are_the_same(data):
     check_random(data)
 
 
-@pytest.mark.slow
-@settings(COMMON, max_examples=2000)
+@settings(COMMON, max_examples=40, derandomize=True)
 @given(st.data())
-def test_outcomes_are_the_same_for_long(data):
-    check_random(data)
+def test_outcomes_are_the_same_with_redirects(data):
+    check_random(data, "redirect_dir=on")
+
+
+@pytest.mark.slow
+@settings(COMMON, max_examples=2000, phases=[Phase.generate, Phase.shrink])
+@given(st.data(), st.sampled_from([(), ("redirect_dir=on",)]))
+def test_outcomes_are_the_same_for_long(data, options):
+    check_random(data, *options)
 
 
 #: Sequences that failed once.

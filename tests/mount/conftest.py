@@ -50,5 +50,6 @@ def make_union(place: Path) -> Iterator[MakeUnion]:
             union.close()
         except AssertionError as error:
             errors.append(str(error))
-        detach(union.place / "kernel")
+        if detach(union.place):
+            errors.append(f"something was left mounted below {union.place}")
     assert not errors, "\n".join(errors)

@@ -8,7 +8,8 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from unionfs import xattr
+#: xattrs by which layers talk to each other.
+PRIVATE = ("trusted.overlay.", "user.overlay.", "user.fuseoverlayfs.", "trusted.unionfs.", "user.unionfs.")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def picture(path: bytes | Path, *, private: bool = False) -> Picture:
         content = os.fsdecode(os.readlink(place))
     names = sorted(os.listxattr(place, follow_symlinks=False))
     if not private:
-        names = [name for name in names if not xattr.is_private(os.fsencode(name))]
+        names = [name for name in names if not name.startswith(PRIVATE)]
     return Picture(
         kind=stat.filemode(status.st_mode)[0],
         mode=stat.S_IMODE(status.st_mode),

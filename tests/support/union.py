@@ -49,26 +49,29 @@ def tick() -> None:
         time.sleep(0.001)
 
 
-def mounts_at(place: Path) -> list[str]:
-    """The types of what is mounted at a path, the oldest first."""
-    wanted = os.fspath(place)
+def mounts() -> list[tuple[str, str]]:
+    """Where something is mounted and its type, the oldest first."""
     found = []
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
         for line in lines:
             head, _, tail = line.partition(" - ")
             point = re.sub(r"\\(\d{3})", lambda code: chr(int(code[1], 8)), head.split(" ")[4])
-            if point == wanted:
-                found.append(tail.split(" ")[0])
+            found.append((point, tail.split(" ")[0]))
     return found
+
+
+def mounts_at(place: Path) -> list[str]:
+    """The types of what is mounted at a path, the oldest first."""
+    return [kind for point, kind in mounts() if point == os.fspath(place)]
 
 
 def detach(place: Path) -> bool:
-    """Take away all that is mounted at a path; says whether there was something."""
-    found = False
-    while mounts_at(place):
-        found = True
-        syscalls.umount(os.fsencode(place), syscalls.MNT_DETACH)
-    return found
+    """Take away all that is mounted at a path and below it; says whether there was something."""
+    below = os.fspath(place) + "/"
+    left = [point for point, _ in mounts() if point == os.fspath(place) or point.startswith(below)]
+    for point in reversed(left):
+        syscalls.umount(os.fsencode(point), syscalls.MNT_DETACH)
+    return bool(left)
 
 
 def complaints(log: str) -> list[str]:
