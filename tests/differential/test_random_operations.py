@@ -105,8 +105,8 @@ def known(operation: Operation, ours: object, overlay: object, plain: object) ->
             return "as overlayfs"
         if is_errno(plain) and ours == plain:
             return "overlayfs looks whether it can be moved before it looks whether it may be"
-    if operation.what == "use" and overlay == "EIO" and ours == plain:
-        return "overlayfs with index=on loses a file that was removed while it was open"
+    if operation.what == "use" and overlay in ("EIO", "ENOTDIR") and ours == plain:
+        return "overlayfs cannot copy up what was removed while it was open"
     return ""
 
 

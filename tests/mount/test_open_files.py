@@ -363,3 +363,21 @@ def test_offsets_beyond_4_gib(make_union):
         assert file.read(5) == b"start"
         file.seek(-4, os.SEEK_END)
         assert file.read() == b"\0end"
+
+
+@pytest.mark.parametrize("layer", ["lower", "upper"])
+def test_a_removed_directory_can_be_changed_by_its_descriptor(make_union, layer):
+    root = (make_union({"d": {}}) if layer == "lower" else make_union({}, upper={"d": {}})).root
+    fd = os.open(root / "d", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.rmdir(root / "d")
+        os.fchmod(fd, 0o700)
+        os.utime(fd, ns=(3, 4))
+        os.setxattr(fd, "user.x", b"y")
+        status = os.fstat(fd)
+        assert (status.st_mode & 0o7777, status.st_mtime_ns, status.st_nlink) == (0o700, 4, 0)
+        assert os.getxattr(fd, "user.x") == b"y"
+        assert os.listdir(fd) == []
+    finally:
+        os.close(fd)
+    assert os.listdir(root) == []

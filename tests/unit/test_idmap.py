@@ -82,5 +82,5 @@ def test_ranges_are_read():
     ],
 )
 def test_ranges_are_refused(text):
-    with pytest.raises(ValueError, match="list of numbers|triples|range"):
+    with pytest.raises(ValueError, match=r"list of numbers|triples|range"):
         parse_ranges(text)
