@@ -202,6 +202,8 @@ class Three:
         assert_alike(full, snapshot(self.union.root))
 
 
+REDIRECTS = ("redirect_dir=on",)
+
 _serial = itertools.count()
 
 
@@ -252,23 +254,39 @@ def test_outcomes_are_the_same(data):
 @settings(COMMON, max_examples=40, derandomize=True)
 @given(st.data())
 def test_outcomes_are_the_same_with_redirects(data):
-    check_random(data, "redirect_dir=on")
+    check_random(data, *REDIRECTS)
 
 
 @pytest.mark.slow
 @settings(COMMON, max_examples=2000, phases=[Phase.generate, Phase.shrink])
-@given(st.data(), st.sampled_from([(), ("redirect_dir=on",)]))
+@given(st.data(), st.sampled_from([(), REDIRECTS]))
 def test_outcomes_are_the_same_for_long(data, options):
     check_random(data, *options)
 
 
-#: Sequences that failed once.
-REGRESSIONS: dict[str, list[Operation]] = {
-    "nothing": [],
+#: Sequences that failed once, with the options of the mounts.
+REGRESSIONS: dict[str, tuple[tuple[str, ...], list[Operation]]] = {
+    "a removed lower directory is changed by its descriptor": (
+        (),
+        [
+            Operation("hold", (0, "e/c", os.O_RDONLY)),
+            Operation("rmdir", ("e/c",)),
+            Operation("use", (0, "utime")),
+        ],
+    ),
+    "hard links below a moved directory": (
+        REDIRECTS,
+        [
+            Operation("rename", ("d", "e/e", 0)),
+            Operation("write", ("b", os.O_TRUNC, 0o644, b"changed")),
+            Operation("stat", ("e/e/c",)),
+        ],
+    ),
 }
 
 
 @pytest.mark.parametrize("name", REGRESSIONS)
 def test_a_sequence_that_failed_once(name):
-    with three_trees() as three:
-        three.run(REGRESSIONS[name])
+    options, operations = REGRESSIONS[name]
+    with three_trees(*options) as three:
+        three.run(operations)

@@ -1,4 +1,4 @@
-"""The upper layer's steps, in each convention: what is on disk after them, and that nothing is left staged."""
+"""The upper layer's steps, in each convention: what is on disk after them, and nothing is left staged."""
 
 from __future__ import annotations
 
