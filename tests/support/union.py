@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import ctypes
 import errno
 import multiprocessing
 import os
@@ -123,6 +124,8 @@ class Union:
         self.remember_lowers()
         self._server: Any = None
         self._watchdog: threading.Timer | None = None
+        #: A complaint of the server with these words is what the test is about.
+        self.expected_complaint = ""
         self._closed = False
         self.writable = True
 
@@ -160,6 +163,11 @@ class Union:
         """All that the server said so far."""
         return self.log.read_text(errors="replace") if self.log.exists() else ""
 
+    def complaints(self) -> list[str]:
+        """What the server said that it should not have."""
+        lines = complaints(self.words())
+        return [line for line in lines if not self.expected_complaint or self.expected_complaint not in line]
+
     def unmount(self) -> None:
         """Unmount, and see the server end well."""
         try:
@@ -170,7 +178,7 @@ class Union:
             raise AssertionError(f"cannot be unmounted: {os.strerror(error.errno or 0)}") from None
         status = self._reap()
         assert status == 0, f"the server ended with {status}: {self.words()}"
-        assert not complaints(self.words()), self.words()
+        assert not self.complaints(), self.words()
 
     def remount(self, *options: str) -> Path:
         """Unmount and mount again."""
@@ -235,7 +243,7 @@ class Union:
             left = detach(self.root)
             self._reap()
         assert not left, "something was left mounted"
-        assert not complaints(self.words()), self.words()
+        assert not self.complaints(), self.words()
         assert not self.lowers_changed(), self.lowers_changed()
 
     # Kernel overlayfs on the same layers -------------------------------------------------------------
@@ -288,6 +296,7 @@ def run_as(
         try:
             os.close(reader)
             os.umask(umask)
+            set_securebits(0)  # or the new user would keep root's capabilities
             os.setgroups(groups)
             os.setresgid(gid, gid, gid)
             os.setresuid(uid, uid, uid)
@@ -309,6 +318,16 @@ def run_as(
         raise OSError(value, os.strerror(value))
     assert kind == "value", value
     return value
+
+
+def get_securebits() -> int:
+    """PR_GET_SECUREBITS of this process; what it starts inherits them."""
+    return int(ctypes.CDLL(None).prctl(27, 0, 0, 0, 0))
+
+
+def set_securebits(bits: int) -> None:
+    """PR_SET_SECUREBITS."""
+    assert ctypes.CDLL(None).prctl(28, bits, 0, 0, 0) == 0
 
 
 def errno_of(action: Callable[..., Any], *arguments: Any, **options: Any) -> str:
