@@ -223,6 +223,7 @@ class Changes:
             self.copyup.directory(node)
             # In its old place it says what is so anyway.
             redirect.write(self.tree.proc_path(node), node.lowers[0][1])
+            self.tree.redirected = True
 
     def _move(
         self,
@@ -255,6 +256,7 @@ class Changes:
         entry = target.names[new_name] = Entry(node.kind, True, ())
         self.tree.nodes.name(node, new_parent, new_name, entry)
         self._disappeared(old_parent, old_name, node, hides=hides_old)
+        self._directory_moved(node)
 
     def _hide_below(self, node: Node, name: bytes, parent: Node) -> None:
         """Before a directory comes to a name: it must not be merged with what lies below there.
@@ -263,6 +265,10 @@ class Changes:
         """
         if node.kind == stat.S_IFDIR and not node.lowers and name in self.tree.listing(parent).below:
             self.upper.make_opaque(self.tree.path(node))
+
+    def _directory_moved(self, node: Node) -> None:
+        if node.kind == stat.S_IFDIR:
+            self.copyup.hard_links.renamed()
 
     async def _exchange(
         self, one_parent: Node, one_name: bytes, one: Node, other_parent: Node, other_name: bytes, other: Node
@@ -282,3 +288,5 @@ class Changes:
             names = self.tree.listing(parent).names
             self.tree.nodes.unname(goes, parent, name, names[name])
             names[name] = entry
+        self._directory_moved(one)
+        self._directory_moved(other)

@@ -8,9 +8,7 @@ Long copies run in a worker thread; nothing else does. Until the copy is adopted
 depends on it, so the file may be renamed or removed meanwhile: the adopting step, which does not await,
 looks at how things are then. Two who want the same file wait for one copy (`Node.copying`).
 
-A lower file with several names stays one file: all of its names that are seen become links to the copy.
-A crash among those links is made good at the next mount: until the last one stands, the copy has a link
-in `workdir/hardlinks` that names the lower inode.
+A lower file with several names stays one file (hardlinks.py).
 """
 
 from __future__ import annotations
@@ -18,26 +16,22 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import stat
 
 import trio
 
 from unionfs import syscalls, xattr
-from unionfs.layer import Layer, split
+from unionfs.hardlinks import HardLinks
+from unionfs.layer import Layer, join
 from unionfs.nodes import Entry, Node
 from unionfs.tree import ORIGIN_XATTRS, Tree
 from unionfs.upper import Upper
-
-log = logging.getLogger(__name__)
 
 #: Files up to this many bytes are copied on the thread that decides: a worker costs more than they do.
 INLINE_SIZE = 256 * 1024
 
 _COPY_CHUNK = 64 * 1024 * 1024
-_HARDLINKS = b"hardlinks"
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class CopyUp:
@@ -49,14 +43,11 @@ class CopyUp:
         self.upper = upper
         self.sync = sync
         self.copied = 0
-        self._hard_links: dict[Layer, dict[int, list[bytes]]] = {}
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(_HARDLINKS, 0o700, dir_fd=upper.work_fd)
-        self._records_fd = os.open(_HARDLINKS, _DIRECTORY, dir_fd=upper.work_fd)
+        self.hard_links = HardLinks(tree, upper, self.directory)
 
     def close(self) -> None:
-        """Give back the descriptor."""
-        os.close(self._records_fd)
+        """Give back descriptors."""
+        self.hard_links.close()
 
     # Directories -----------------------------------------------------------------------------------
 
@@ -72,11 +63,8 @@ class CopyUp:
             pending.append(node)
             node = node.names[0][0]
         for missing in reversed(pending):
-            layer, path = missing.lowers[0]
-            staged = self.upper.staged_name()
-            os.mkdir(staged, 0o700, dir_fd=self.upper.staging_fd)
+            staged = self._stage_directory(missing)
             try:
-                self._copy_attributes(layer, path, staged, missing.ino, layer.stat(path))
                 upper_ino = self._staged_stat(staged).st_ino
                 self.upper.adopt(staged, self.tree.path(missing))
             except BaseException:
@@ -87,6 +75,26 @@ class CopyUp:
                 # From now on what is seen and what lies below may differ.
                 missing.listing.names = dict(missing.listing.below)
 
+    def _stage_directory(self, node: Node) -> bytes:
+        layer, path = node.lowers[0]
+        staged = self.upper.staged_name()
+        os.mkdir(staged, 0o700, dir_fd=self.upper.staging_fd)
+        try:
+            self._copy_attributes(layer, path, staged, node.ino, layer.stat(path))
+        except BaseException:
+            self.upper.discard(staged)
+            raise
+        return staged
+
+    def _removed_directory(self, node: Node) -> None:
+        """Give a removed directory that somebody still has open an inode to keep its attributes in."""
+        staged = self._stage_directory(node)
+        try:
+            node.orphan = os.open(staged, os.O_PATH | os.O_CLOEXEC, dir_fd=self.upper.staging_fd)
+        finally:
+            self.upper.discard(staged)
+        node.upper = True
+
     # Everything else -------------------------------------------------------------------------------
 
     async def file(self, node: Node, length: int | None = None) -> None:
@@ -95,8 +103,10 @@ class CopyUp:
         Raises OSError: ENOSPC and what else the disk says; then nothing has changed.
         """
         while not node.upper:
-            if node.kind == stat.S_IFDIR:
+            if node.kind == stat.S_IFDIR and node.names:
                 self.directory(node)
+            elif node.kind == stat.S_IFDIR:
+                self._removed_directory(node)
             elif node.copying is not None:
                 await node.copying.wait()
             else:
@@ -109,13 +119,13 @@ class CopyUp:
         siblings = status.st_nlink > 1
         staged = self.upper.staged_name()
         long = node.kind == stat.S_IFREG and size > 0 and (self.sync or size > INLINE_SIZE)
-        if not long and (not siblings or layer in self._hard_links):
+        if not long and (not siblings or self.hard_links.knows(layer)):
             self._stage_and_adopt(layer, path, status, size, node, staged)
             return
         node.copying = trio.Event()
         try:
-            if siblings and layer not in self._hard_links:
-                self._hard_links[layer] = await trio.to_thread.run_sync(self._find_hard_links, layer)
+            if siblings:
+                await trio.to_thread.run_sync(self.hard_links.walk, layer)
             if not long:
                 self._stage_and_adopt(layer, path, status, size, node, staged)
                 return
@@ -241,26 +251,38 @@ class CopyUp:
         """Give the finished copy the node's names. Does not await: what it finds stays true."""
         staging_fd = self.upper.staging_fd
         upper_ino = self._staged_stat(staged).st_ino
-        reader = -1
-        if node.handles:
-            reader = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
+        readers = self._open_readers(node, staged)
         try:
             if not node.names:
                 node.orphan = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
                 os.unlink(staged, dir_fd=staging_fd)
             elif status.st_nlink > 1:
-                self._adopt_hard_linked(node, staged, layer, status.st_ino)
+                self.hard_links.adopt(node, staged, layer, status.st_ino)
             else:
                 path = self.tree.path(node)
                 self.directory(node.names[0][0])
                 self.upper.adopt(staged, path)
-            for fd in node.handles:
+            for fd, reader in readers.items():
                 os.dup2(reader, fd, inheritable=False)
         finally:
-            if reader >= 0:
+            for reader in readers.values():
                 os.close(reader)
         self._now_upper(node, upper_ino)
         node.lowers = ()
+
+    def _open_readers(self, node: Node, staged: bytes) -> dict[int, int]:
+        """The copy opened for each open file of the node, to take the place of its descriptor."""
+        readers: dict[int, int] = {}
+        try:
+            for fd in node.handles:
+                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+                flags |= fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME
+                readers[fd] = os.open(staged, flags, dir_fd=self.upper.staging_fd)
+        except BaseException:
+            for reader in readers.values():
+                os.close(reader)
+            raise
+        return readers
 
     def _now_upper(self, node: Node, upper_ino: int) -> None:
         node.upper = True
@@ -273,87 +295,9 @@ class CopyUp:
             fresh.node = node
             parent.listing.names[name] = fresh
 
-    # Hard links ------------------------------------------------------------------------------------
-
-    @staticmethod
-    def _find_hard_links(layer: Layer) -> dict[int, list[bytes]]:
-        """In a worker thread, so through a layer object of its own."""
-        own = Layer(layer.path, os.dup(layer.root_fd), crosses_mounts=True)
-        try:
-            return own.hard_links()
-        finally:
-            own.close()
-
-    def _adopt_hard_linked(self, node: Node, staged: bytes, layer: Layer, ino: int) -> None:
-        for path in self._hard_links[layer].get(ino, ()):
-            found = self.tree.resolve(path)
-            if found is not None and found is not node:
-                self.tree.nodes.release(found)
-        record = b"%x-%x" % (self.tree.tag(layer), ino)
-        staging_fd = self.upper.staging_fd
-        os.link(staged, record, src_dir_fd=staging_fd, dst_dir_fd=self._records_fd, follow_symlinks=False)
-        linked: list[bytes] = []
-        try:
-            for parent, name in node.names:
-                self.directory(parent)
-                path = self.upper_path(parent, name)
-                with self.upper.keeps_times(split(path)[0]):
-                    os.link(
-                        staged,
-                        name,
-                        src_dir_fd=staging_fd,
-                        dst_dir_fd=self.upper.directory_fd(split(path)[0]),
-                        follow_symlinks=False,
-                    )
-                linked.append(path)
-        except BaseException:
-            for path in linked:
-                self.upper.remove(path, directory=False)
-            os.unlink(record, dir_fd=self._records_fd)
-            raise
-        os.unlink(record, dir_fd=self._records_fd)
-        os.unlink(staged, dir_fd=staging_fd)
-
     def upper_path(self, parent: Node, name: bytes) -> bytes:
         """The path in the upper layer of a name in a directory."""
-        path = self.tree.path(parent)
-        return path + b"/" + name if path else name
-
-    def finish_interrupted(self) -> None:
-        """Complete the hard links that an earlier server was killed among. Called before serving.
-
-        Every name that still leads to the recorded lower inode becomes a link to the copy.
-        """
-        for record in os.listdir(self._records_fd):
-            tag, _, ino = record.partition("-")
-            try:
-                layer = self.tree.layer_of(int(tag, 16))
-                paths = layer.hard_links().get(int(ino, 16), []) if layer is not None else []
-            except ValueError:
-                log.warning("'%s' in %s of the workdir is no record of ours", record, _HARDLINKS.decode())
-                continue
-            for path in paths:
-                node = self.tree.resolve(path)
-                if node is not None:
-                    if not node.upper and node.lowers[0] == (layer, path):
-                        self._link_recorded(record, node)
-                    self.tree.nodes.release(node)
-            os.unlink(record, dir_fd=self._records_fd)
-        # What was merged on the way has changed on the disk.
-        self.tree.root.listing = None
-
-    def _link_recorded(self, record: str, node: Node) -> None:
-        parent, name = node.names[0]
-        self.directory(parent)
-        parent_path = self.tree.path(parent)
-        with self.upper.keeps_times(parent_path):
-            os.link(
-                record,
-                name,
-                src_dir_fd=self._records_fd,
-                dst_dir_fd=self.upper.directory_fd(parent_path),
-                follow_symlinks=False,
-            )
+        return join(self.tree.path(parent), name)
 
 
 def _copy_range(source: int, target: int, start: int, end: int) -> None:

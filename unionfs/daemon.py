@@ -183,7 +183,7 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
     copyup = None
     if upper is not None and not options.read_only:
         copyup = CopyUp(tree, upper, sync=options.sync)
-        copyup.finish_interrupted()
+        copyup.hard_links.finish_interrupted()
     operations = Operations(
         tree,
         upper,

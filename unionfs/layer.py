@@ -14,7 +14,7 @@ import errno
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from unionfs import syscalls
@@ -160,8 +160,11 @@ class Layer:
         return os.readlink(name, dir_fd=fd)
 
     def entries(self, path: bytes) -> list[DirectoryEntry]:
-        """All entries of a directory, in the order the disk gives them, without `.` and `..`."""
-        fd = self.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        """All entries of a directory, in the order the disk gives them, without `.` and `..`.
+
+        Its atime is left alone where the process may: nobody has read the directory but we.
+        """
+        fd = open_noatime(lambda flags: self.open(path, flags), os.O_RDONLY | os.O_DIRECTORY | os.O_NOATIME)
         try:
             with os.scandir(fd) as found:
                 # A descriptor makes scandir give str; fsencode gives back the very bytes.
@@ -202,6 +205,16 @@ class Layer:
             for entry in self.entries(directory):
                 if entry.kind == stat.S_IFDIR:
                     pending.append(join(directory, entry.name))
+
+
+def open_noatime(opening: Callable[[int], int], flags: int) -> int:
+    """Open with flags that may hold O_NOATIME, and without it where only the file's owner may (open(2))."""
+    try:
+        return opening(flags)
+    except PermissionError:
+        if not flags & os.O_NOATIME:
+            raise
+        return opening(flags & ~os.O_NOATIME)
 
 
 def _kind(entry: os.DirEntry[str]) -> int:

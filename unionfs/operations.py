@@ -26,6 +26,7 @@ from unionfs.changes import Changes
 from unionfs.copyup import CopyUp
 from unionfs.handles import BACKING_FLAGS, HandleTable, OpenDirectory, OpenFile
 from unionfs.idmap import UNMAPPED, IdMaps
+from unionfs.layer import open_noatime
 from unionfs.nodes import Node
 from unionfs.session import NO_NAME, pyfuse3
 from unionfs.tree import Tree
@@ -38,6 +39,9 @@ C = TypeVar("C", bound=type)
 
 #: Seconds the kernel may keep names and attributes: for ever, since only requests change them.
 FOREVER = 1e9
+
+#: Setting it does to setgid what chmod(2) does; the kernel leaves that to us.
+_ACCESS_ACL = b"system.posix_acl_access"
 
 _CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -60,6 +64,18 @@ def _answer_errors(method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitab
             raise pyfuse3.FUSEError(errno.EIO) from None
 
     return answering
+
+
+def _is_in_group(ctx: pyfuse3.RequestContext, gid: int) -> bool:
+    """Whether the caller is in a group, by proc(5) where it is not the first one."""
+    if ctx.gid == gid:
+        return True
+    try:
+        with open(f"/proc/{ctx.pid}/status", encoding="ascii", errors="replace") as status:
+            groups = next((line for line in status if line.startswith("Groups:")), "Groups:")
+    except OSError:
+        return False
+    return str(gid) in groups.split()[1:]
 
 
 def _requests(handlers: C) -> C:
@@ -321,22 +337,25 @@ class Operations(pyfuse3.Operations):
             else:
                 upper.chown(path, uid, gid)
         if fields.update_mode:
-            if orphan:
-                os.chmod(orphan, stat.S_IMODE(attr.st_mode))
-            else:
-                upper.chmod(path, stat.S_IMODE(attr.st_mode))
+            self._chmod(node, stat.S_IMODE(attr.st_mode))
         if fields.update_size:
             self._truncate(node, fh, attr.st_size)
         if fields.update_atime or fields.update_mtime:
             atime = attr.st_atime_ns if fields.update_atime else None
             mtime = attr.st_mtime_ns if fields.update_mtime else None
             if orphan:
-                status = os.fstat(node.orphan)
-                now = (atime or status.st_atime_ns, mtime or status.st_mtime_ns)
-                os.utime(orphan, ns=now)
+                kept = os.fstat(node.orphan)
+                atime = kept.st_atime_ns if atime is None else atime
+                os.utime(orphan, ns=(atime, kept.st_mtime_ns if mtime is None else mtime))
             else:
                 upper.utime(path, atime, mtime)
         return self._attributes(node)
+
+    def _chmod(self, node: Node, mode: int) -> None:
+        if node.orphan >= 0:
+            os.chmod(b"/proc/self/fd/%d" % node.orphan, mode)
+        else:
+            self._writable()[2].chmod(self._tree.path(node), mode)
 
     def _truncate(self, node: Node, fh: int | None, size: int) -> None:
         if fh is not None and self._files[fh].flags & os.O_ACCMODE != os.O_RDONLY:
@@ -399,6 +418,10 @@ class Operations(pyfuse3.Operations):
         await copyup.file(node)
         path, follow = self._xattr_path(node)
         os.setxattr(path, name, value, follow_symlinks=follow)
+        if name == _ACCESS_ACL and ctx.uid != 0:
+            status = self._tree.stat(node)
+            if status.st_mode & stat.S_ISGID and not _is_in_group(ctx, self._ids.gid.shown(status.st_gid)):
+                self._chmod(node, stat.S_IMODE(status.st_mode) & ~stat.S_ISGID)
 
     async def removexattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """REMOVEXATTR."""
@@ -420,9 +443,20 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             _, copyup, _ = self._writable()
             await copyup.file(node, 0 if flags & os.O_TRUNC else None)
+        if flags & os.O_TRUNC and ctx.uid != 0:
+            self._drop_setuid(node)
         backing = flags & (BACKING_FLAGS | os.O_TRUNC)
-        fd = self._tree.open(node, backing & ~os.O_NOATIME)
+        fd = open_noatime(lambda wanted: self._tree.open(node, wanted), backing)
         return self._opened(node, fd, flags)
+
+    def _drop_setuid(self, node: Node) -> None:
+        """Before a user's O_TRUNC, which the kernel leaves to us whole: as truncate(2) does (chmod(2))."""
+        mode = stat.S_IMODE(self._tree.stat(node).st_mode)
+        kept = mode & ~stat.S_ISUID
+        if kept & stat.S_IXGRP:
+            kept &= ~stat.S_ISGID
+        if kept != mode:
+            self._chmod(node, kept)
 
     async def create(
         self, parent_inode: int, name: bytes, mode: int, flags: int, ctx: pyfuse3.RequestContext
@@ -430,7 +464,7 @@ class Operations(pyfuse3.Operations):
         """CREATE, and TMPFILE as its nameless kind."""
         changes, _, _ = self._writable()
         parent = self._nodes[parent_inode]
-        backing = (flags & BACKING_FLAGS & ~os.O_NOATIME) | _CREATE_FLAGS
+        backing = (flags & BACKING_FLAGS) | _CREATE_FLAGS
         if name == NO_NAME:
             node, fd = changes.create_unnamed(parent, mode & 0o7777, self._caller(ctx))
             return self._opened(node, fd, flags), self._entry(node)

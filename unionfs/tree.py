@@ -44,6 +44,8 @@ class Tree:
         self.upper = upper
         # Counted from the bottom, so that numbers stay when layers are put on top.
         self._tags = {layer: len(lowers) - index for index, layer in enumerate(lowers)}
+        #: Whether a redirected directory was met, or made: then paths differ from layer to layer.
+        self.redirected = False
         root = Node(ROOT, stat.S_IFDIR, tuple((layer, b"") for layer in lowers))
         if upper is not None:
             root.upper = True
@@ -190,6 +192,7 @@ class Tree:
                 places.append((layer, path))
             target = redirect.read(layer, path)
             if target is not None:
+                self.redirected = True
                 position = -1 if layer is self.upper else self.position(layer)
                 parents = [place for place in parent.lowers if self.position(place[0]) > position]
                 pending = redirect.follow(target, parents, self.lowers[position + 1 :])
