@@ -182,6 +182,7 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
     tree = Tree(lowers, upper)
     copyup = None
     if upper is not None and not options.read_only:
+        upper.take_callers_ids()
         copyup = CopyUp(tree, upper, sync=options.sync)
         copyup.hard_links.finish_interrupted()
     operations = Operations(

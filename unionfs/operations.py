@@ -16,6 +16,7 @@ import inspect
 import logging
 import os
 import stat
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar
 
@@ -39,6 +40,9 @@ C = TypeVar("C", bound=type)
 
 #: Seconds the kernel may keep names and attributes: for ever, since only requests change them.
 FOREVER = 1e9
+
+#: Seconds after which relatime moves an atime anyway.
+_DAY = 24 * 60 * 60
 
 #: Setting it does to setgid what chmod(2) does; the kernel leaves that to us.
 _ACCESS_ACL = b"system.posix_acl_access"
@@ -197,6 +201,7 @@ class Operations(pyfuse3.Operations):
         listing = self._tree.listing(node)
         if start_id == 0:
             directory.names = list(listing.names)
+            self._note_reading(node)
             if not pyfuse3.readdir_reply(token, b".", self._attributes(node), 1):
                 return
         if start_id <= 1:
@@ -219,6 +224,21 @@ class Operations(pyfuse3.Operations):
                 self._nodes.release(child)
                 return
             child.lookups += 1
+
+    def _note_reading(self, node: Node) -> None:
+        """Let the disk move an upper directory's atime, if it would at all (relatime, mount(8))."""
+        if not node.upper or not node.names:
+            return
+        status = self._tree.stat(node)
+        changed_ns = max(status.st_mtime_ns, status.st_ctime_ns)
+        if status.st_atime_ns > changed_ns and status.st_atime > time.time() - _DAY:
+            return
+        fd = self._tree.open(node, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            with os.scandir(fd) as entries:
+                next(entries, None)
+        finally:
+            os.close(fd)
 
     async def releasedir(self, fh: int) -> None:
         """RELEASEDIR."""

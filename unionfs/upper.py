@@ -65,13 +65,20 @@ class Upper(Layer):
         self._serial = 0
         self.convention = whiteout.convention_for(staging_fd)
         self._own_ids = (os.geteuid(), os.getegid())
-        self._takes_ids = os.geteuid() == 0 and syscalls.keep_capabilities_across_fs_ids()
+        self._takes_ids = False
 
     def close(self) -> None:
         """Give back descriptors and locks."""
         super().close()
         for fd in (self.staging_fd, self.work_fd, *self._locks):
             os.close(fd)
+
+    def take_callers_ids(self) -> None:
+        """Create as the caller from now on, where the process may; for a process that does nothing else.
+
+        Else what is not the process's own is made in the staging directory and given away there.
+        """
+        self._takes_ids = os.geteuid() == 0 and syscalls.keep_capabilities_across_fs_ids()
 
     def own_directories(self) -> frozenset[tuple[int, int]]:
         """Device and inode numbers of the upper and the work directory."""
