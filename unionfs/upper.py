@@ -125,7 +125,7 @@ class Upper(Layer):
         fd = self.directory_fd(parent)
         if self._takes_ids or (caller.uid, caller.gid) == self._own_ids:
             return self._as_caller(fd, name, make, caller)
-        return self._create_staged(parent, name, make, caller, opaque=False)
+        return self._create_staged(parent, name, make, caller, over_whiteout=False)
 
     def create_unnamed(self, parent: bytes, make: Maker[int], caller: Caller) -> int:
         """Make a file without a name that inherits what a child of `parent` would; returns its descriptor.
@@ -145,7 +145,7 @@ class Upper(Layer):
         `marked` says that the whiteout is a marker beside the name, which is then removed.
         Raises what `make` raises.
         """
-        made = self._create_staged(parent, name, make, caller, opaque=True)
+        made = self._create_staged(parent, name, make, caller, over_whiteout=True)
         if marked:
             self.unmark(parent, name)
         return made
@@ -163,7 +163,7 @@ class Upper(Layer):
             os.umask(umask)
 
     def _create_staged(
-        self, parent: bytes, name: bytes, make: Maker[T], caller: Caller, *, opaque: bool
+        self, parent: bytes, name: bytes, make: Maker[T], caller: Caller, *, over_whiteout: bool
     ) -> T:
         """Make it out of sight, in a staging directory that hands down what `parent` would."""
         staged = self.staged_name()
@@ -177,12 +177,9 @@ class Upper(Layer):
                 gid = status.st_gid if self.stat(parent).st_mode & stat.S_ISGID else caller.gid
                 os.chown(staged, caller.uid, gid, dir_fd=self.staging_fd, follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
-                if opaque:
+                if over_whiteout:
                     self._make_opaque(self.staging_fd, staged)
-                self._swap_in(staged, parent, name)
-            else:
-                fd = self.directory_fd(parent)
-                os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=fd)
+            self._swap_in(staged, parent, name, replaces=over_whiteout)
         except BaseException:
             self.discard(staged)
             raise
@@ -212,12 +209,14 @@ class Upper(Layer):
             os.close(fd)
             self.discard(name)
 
-    def _swap_in(self, staged: bytes, parent: bytes, name: bytes) -> None:
-        """Put a staged directory in its place, taking out whatever the upper has there."""
+    def _swap_in(self, staged: bytes, parent: bytes, name: bytes, *, replaces: bool) -> None:
+        """Put what is staged in its place; if it `replaces`, taking out whatever the upper has there."""
         fd = self.directory_fd(parent)
         try:
             syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_NOREPLACE)
         except FileExistsError:
+            if not replaces:
+                raise
             syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_EXCHANGE)
             self.discard(staged)
 
