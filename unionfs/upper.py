@@ -176,9 +176,8 @@ class Upper(Layer):
             if not self._takes_ids and (status.st_uid, status.st_gid) != (caller.uid, caller.gid):
                 gid = status.st_gid if self.stat(parent).st_mode & stat.S_ISGID else caller.gid
                 os.chown(staged, caller.uid, gid, dir_fd=self.staging_fd, follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                if over_whiteout:
-                    self._make_opaque(self.staging_fd, staged)
+            if over_whiteout and stat.S_ISDIR(status.st_mode):
+                self._make_opaque(self.staging_fd, staged)
             self._swap_in(staged, parent, name, replaces=over_whiteout)
         except BaseException:
             self.discard(staged)
