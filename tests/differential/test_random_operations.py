@@ -107,10 +107,15 @@ def known(operation: Operation, ours: object, overlay: object, plain: object) ->
             return "overlayfs looks whether it can be moved before it looks whether it may be"
     if operation.what == "use" and overlay in ("EIO", "ENOTDIR") and ours == plain:
         return "overlayfs cannot copy up what was removed while it was open"
-    if operation.what == "use" and isinstance(ours, tuple) and isinstance(overlay, tuple):
-        if ours == plain and ours[:-1] == overlay[:-1] and ours[-1] == 0:
-            return "overlayfs may count a link of a node that was removed while it was open"
+    if operation.what == "use" and ours == plain and only_links_differ(ours, overlay):
+        return "overlayfs may count a link of a node that was removed while it was open"
     return ""
+
+
+def only_links_differ(ours: object, overlay: object) -> bool:
+    """Whether two outcomes of stat are the same but for the link count, of which ours is 0."""
+    both_are_stats = isinstance(ours, tuple) and isinstance(overlay, tuple)
+    return both_are_stats and ours[-1] == 0 and ours[:-1] == overlay[:-1]
 
 
 def assert_alike(one: dict[bytes, Picture], other: dict[bytes, Picture]) -> None:
