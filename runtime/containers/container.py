@@ -241,6 +241,10 @@ class Gone(RuntimeFailure):
     """The container was removed."""
 
 
+#: The locks this process holds, by directory.
+_held: dict[Path, int] = {}
+
+
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[Container]:
     """Hold the container's lock, and give its record as it is now.
@@ -255,7 +259,14 @@ def locked(directory: Path) -> Iterator[Container]:
             container = load(directory)
         except FileNotFoundError:
             raise Gone(f"No such container: {directory.name}") from None
+        _held[directory] = fd
+        stack.callback(_held.pop, directory)
         yield container
+
+
+def lock_descriptor(directory: Path) -> int:
+    """The descriptor by which this process holds the container's lock (see `locked`)."""
+    return _held[directory]
 
 
 def lock_is_free(directory: Path) -> bool:

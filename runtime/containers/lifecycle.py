@@ -14,7 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 from runtime.containers import monitor, network, oci, rootfs, settle, spec, users, volumes
-from runtime.containers.container import NEVER, Container, Gone, find, load, locked, now, write_atomically
+from runtime.containers.container import (
+    NEVER,
+    Container,
+    Gone,
+    find,
+    load,
+    lock_descriptor,
+    locked,
+    now,
+    write_atomically,
+)
 from runtime.containers.create import lower_layers, prepare_init_layer, signal_number
 from runtime.containers.oci import Runtime
 from runtime.containers.settle import UNKNOWN_EXIT, runtime_of, settle_by_path
@@ -89,6 +99,7 @@ def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int
         container.directory / "work",
         container.rootfs,
         volatile=container.request.remove,
+        keeps=[lock_descriptor(container.directory)],
     )
     user = users.resolve(container.rootfs, container.process.user)
     config = spec.config(

@@ -230,7 +230,6 @@ _KEPT_ENVIRONMENT = (
     "TMPDIR",
     "LC_ALL",
     "LANG",
-    "UNIONFS_MOUNT_PROGRAM",
 )
 
 

@@ -1,8 +1,4 @@
-"""A container's root filesystem: a union mount of the image's layers and the container's own.
-
-The driver is `python -m unionfs`; UNIONFS_MOUNT_PROGRAM names another one with the same command line,
-such as fuse-overlayfs.
-"""
+"""A container's root filesystem: a union mount of the image's layers and the container's own."""
 
 from __future__ import annotations
 
@@ -10,7 +6,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -18,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.errors import RuntimeFailure
+from unionfs.options import escape
 
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
@@ -26,28 +22,32 @@ _BUSY_PATIENCE = 2.0
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _driver() -> list[str]:
-    chosen = os.environ.get("UNIONFS_MOUNT_PROGRAM")
-    return shlex.split(chosen) if chosen else [sys.executable, "-P", "-m", "unionfs"]
-
-
-def mount(lower: Sequence[Path | str], upper: Path, work: Path, target: Path, volatile: bool = False) -> None:
+def mount(
+    lower: Sequence[Path | str],
+    upper: Path,
+    work: Path,
+    target: Path,
+    *,
+    volatile: bool = False,
+    keeps: Sequence[int] = (),
+) -> None:
     """Mount the union of `lower` (uppermost first) and `upper` on `target`; it answers when this returns.
 
-    `volatile` lets the driver skip what only matters after a crash.
+    `volatile` lets the driver skip what only matters after a crash. `keeps` are descriptors that stay open
+    until it answers even if this process is killed: a lock held by them says that a mount may still appear.
 
     Raises RuntimeFailure with the driver's own words when it cannot be mounted.
     """
     options = [
-        "lowerdir=" + ":".join(_escape(layer) for layer in lower),
-        "upperdir=" + _escape(upper),
-        "workdir=" + _escape(work),
+        "lowerdir=" + ":".join(escape(str(layer)) for layer in lower),
+        "upperdir=" + escape(str(upper)),
+        "workdir=" + escape(str(work)),
     ]
     if volatile:
         options.append("volatile")
-    command = [*_driver(), "-o", ",".join(options), str(target)]
     result = subprocess.run(
-        command,
+        [sys.executable, "-P", "-m", "unionfs", "-o", ",".join(options), str(target)],
+        pass_fds=tuple(keeps),
         cwd="/",  # the daemon keeps its directory: it must not hold the caller's
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -98,8 +98,3 @@ def _mounts_on(target: Path) -> list[str]:
             if path == wanted:
                 found.append(fields[fields.index("-") + 1])
     return found
-
-
-def _escape(path: Path | str) -> str:
-    """A path as a mount option's value: what separates options and layers is escaped."""
-    return str(path).replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
