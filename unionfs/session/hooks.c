@@ -158,6 +158,9 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 			/* pyfuse3 goes back to waiting on EINTR, and raises on anything else. */
 			if (errno == EAGAIN)
 				errno = EINTR;
+			/* The mount ended while a request was being handed over: an end like any other. */
+			if (errno == ECONNABORTED)
+				errno = ENODEV;
 			return -1;
 		}
 		if (!serve(fd, buffer, (size_t)got))
