@@ -193,7 +193,7 @@ def _run_stress(place: Path) -> str:
     )
     wrong = sorted(set(re.findall(r"fail:\s*\[\d+\] ([\w-]+):", words)))
     summary = re.search(r"(successful|unsuccessful) run completed", words)
-    if summary is None:
+    if summary is None or (summary[1] != "successful" and not wrong):
         raise Failed(words[-300:])
     return f"failed: {' '.join(wrong)}" if wrong else "none failed"
 
@@ -385,9 +385,9 @@ def run_suite(directory: Path | None) -> bool:
     return subprocess.run(arguments, check=False).returncode == 0
 
 
-def table(rows: list[tuple[str, str, str]]) -> str:
+def table(rows: list[tuple[str, str, str]], subject: str) -> str:
     """The results as a Markdown table."""
-    lines = ["| tool | on the disk | on the union |", "|---|---|---|"]
+    lines = [f"| tool | on the disk | {subject} |", "|---|---|---|"]
     for name, disk, union in rows:
         lines.append(f"| {name} | {disk} | {'the same' if disk == union else union} |")
     return "\n".join(lines)
@@ -396,7 +396,9 @@ def table(rows: list[tuple[str, str, str]]) -> str:
 def main(arguments: list[str] | None = None) -> int:
     """The command; its exit status is 1 when something differs or failed."""
     parser = argparse.ArgumentParser(prog="scripts/conformance", description=__doc__)
-    parser.add_argument("directory", nargs="?", type=Path, help="run here instead of on a mount")
+    parser.add_argument(
+        "directory", nargs="?", type=Path, help="compare this with the disk, instead of a mount"
+    )
     parser.add_argument(
         "--only", metavar="WORD", help="the tools whose name contains this, without the suite"
     )
@@ -425,7 +427,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         rows.append((tool.name, disk, union))
     print()
-    print(table(rows))
+    print(table(rows, f"in {options.directory}" if options.directory else "on the union"))
     return 0 if well else 1
 
 
