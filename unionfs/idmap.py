@@ -1,6 +1,7 @@
 """Id maps: the owners that layers store, and those that users of the union see.
 
-uidmapping and gidmapping are lists of `shown:stored:count` ranges; squash_to_* shows one owner for all.
+uidmapping and gidmapping are lists of `stored:shown:count` ranges, as fuse-overlayfs takes them: an engine
+gives what a container's ids are outside of it. squash_to_* shows one owner for all.
 An id outside every range is shown as the overflow id, as user namespaces do (user_namespaces(7)).
 """
 
@@ -25,7 +26,7 @@ class IdMap:
             return self.squash
         if not self.ranges:
             return stored
-        for shown, first, count in self.ranges:
+        for first, shown, count in self.ranges:
             if first <= stored < first + count:
                 return shown + stored - first
         return OVERFLOW_ID
@@ -37,7 +38,7 @@ class IdMap:
         """
         if not self.ranges:
             return shown
-        for first, stored, count in self.ranges:
+        for stored, first, count in self.ranges:
             if first <= shown < first + count:
                 return stored + shown - first
         raise OSError(errno.EOVERFLOW, f"id {shown} is not mapped")
@@ -56,7 +57,7 @@ UNMAPPED = IdMaps(IdMap(), IdMap())
 
 
 def parse_ranges(text: str) -> tuple[tuple[int, int, int], ...]:
-    """Read `shown:stored:count[:shown:stored:count…]`; a leading colon is allowed.
+    """Read `stored:shown:count[:stored:shown:count…]`; a leading colon is allowed.
 
     Raises ValueError saying what is wrong.
     """
@@ -64,7 +65,7 @@ def parse_ranges(text: str) -> tuple[tuple[int, int, int], ...]:
     if not all(number.isascii() and number.isdigit() for number in numbers):
         raise ValueError(f"'{text}' is not a list of numbers")
     if len(numbers) % 3:
-        raise ValueError(f"'{text}' is not in triples of inside:outside:count")
+        raise ValueError(f"'{text}' is not in triples of stored:shown:count")
     values = [int(number) for number in numbers]
     triples = list(zip(values[0::3], values[1::3], values[2::3], strict=True))
     if any(count == 0 or max(first, second) + count > 1 << 32 for first, second, count in triples):

@@ -8,10 +8,10 @@ Later ones win; several -o add up.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 
 from unionfs import syscalls
-from unionfs.idmap import UNMAPPED, IdMap, IdMaps, parse_ranges
+from unionfs.idmap import UNMAPPED, IdMaps, parse_ranges
 
 
 class OptionError(Exception):
@@ -22,7 +22,7 @@ class OptionError(Exception):
 class Options:
     """Everything a mount depends on besides its mountpoint."""
 
-    lowerdirs: tuple[str, ...]
+    lowerdirs: tuple[str, ...] = ()
     upperdir: str | None = None
     workdir: str | None = None
     #: Flags of mount(2).
@@ -94,115 +94,89 @@ _ONLY_OFF = {
 }
 
 
-@dataclass
-class _Draft:
-    """What has been read so far."""
-
-    lowerdirs: list[str] = field(default_factory=list)
-    upperdir: str | None = None
-    workdir: str | None = None
-    flags: int = 0
-    sync: bool = True
-    acl: bool = True
-    xattrs: bool = True
-    static_nlink: bool = False
-    timeout: float | None = None
-    redirect_dir: bool = False
-    uid: IdMap = UNMAPPED.uid
-    gid: IdMap = UNMAPPED.gid
-    ignored: list[str] = field(default_factory=list)
-
-
 def parse(texts: Iterable[str]) -> Options:
     """Read the values of all -o arguments.
 
     Raises OptionError.
     """
-    draft = _Draft()
+    options = Options()
     for text in texts:
         for option in split_options(text):
             name, has_value, value = option.partition("=")
             try:
-                _take(draft, name, value if has_value else None)
+                options = _with(options, name, value if has_value else None)
             except ValueError as error:
                 raise OptionError(f"option '{option}': {error}") from None
-    if not draft.lowerdirs:
+    if not options.lowerdirs:
         raise OptionError("no lowerdir= is given: at least one layer to read is needed")
-    if draft.upperdir is not None and draft.workdir is None:
+    if options.upperdir is None:
+        return replace(options, workdir=None, flags=options.flags | syscalls.MS_RDONLY)
+    if options.workdir is None:
         raise OptionError("upperdir= needs workdir=, an empty directory on the same filesystem")
-    if draft.upperdir is None:
-        draft.workdir = None
-    return Options(
-        lowerdirs=tuple(draft.lowerdirs),
-        upperdir=draft.upperdir,
-        workdir=draft.workdir,
-        flags=draft.flags | (syscalls.MS_RDONLY if draft.upperdir is None else 0),
-        sync=draft.sync,
-        acl=draft.acl,
-        xattrs=draft.xattrs,
-        static_nlink=draft.static_nlink,
-        timeout=draft.timeout,
-        redirect_dir=draft.redirect_dir,
-        idmaps=IdMaps(draft.uid, draft.gid),
-        ignored=tuple(draft.ignored),
-    )
+    return options
 
 
-def _take(draft: _Draft, name: str, value: str | None) -> None:
-    """Take one option in. Raises ValueError saying what is wrong with it."""
+def _with(options: Options, name: str, value: str | None) -> Options:
+    """The options with one more taken in. Raises ValueError saying what is wrong with it."""
     if name in ("lowerdir", "lowerdir+", "upperdir", "workdir"):
-        _take_directory(draft, name, value)
-    elif name in _FLAGS:
+        return _with_directory(options, name, value)
+    if name in _FLAGS:
         flag, sets = _FLAGS[name]
-        draft.flags = draft.flags | flag if sets else draft.flags & ~flag
-    elif name == "volatile":
-        draft.sync = False
-    elif name == "fsync":
-        draft.sync = _switch(value)
-    elif name == "noacl":
-        draft.acl = False
-    elif name == "noxattrs":
-        draft.xattrs = value is not None and not _switch(value)
-    elif name == "static_nlink":
-        draft.static_nlink = True
-    elif name == "redirect_dir":
+        return replace(options, flags=options.flags | flag if sets else options.flags & ~flag)
+    if name in ("uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid"):
+        return replace(options, idmaps=_with_ids(options.idmaps, name, value))
+    if name == "volatile":
+        return replace(options, sync=False)
+    if name == "fsync":
+        return replace(options, sync=_switch(value))
+    if name == "noacl":
+        return replace(options, acl=False)
+    if name == "noxattrs":
+        return replace(options, xattrs=value is not None and not _switch(value))
+    if name == "static_nlink":
+        return replace(options, static_nlink=True)
+    if name == "redirect_dir":
         if value not in ("on", "off", "follow", "nofollow"):
             raise ValueError("on, off, follow or nofollow must follow")
-        draft.redirect_dir = value == "on"
-    elif name == "timeout":
-        draft.timeout = _seconds(value)
-    elif name in ("uidmapping", "gidmapping"):
-        kind = name[0] + "id"
-        setattr(draft, kind, IdMap(parse_ranges(value or ""), getattr(draft, kind).squash))
-    elif name == "squash_to_root":
-        draft.uid = IdMap(draft.uid.ranges, 0)
-        draft.gid = IdMap(draft.gid.ranges, 0)
-    elif name in ("squash_to_uid", "squash_to_gid"):
-        kind = name.removeprefix("squash_to_")
-        if value is None or not value.isdigit() or int(value) >= 1 << 32:
-            raise ValueError("not an id")
-        setattr(draft, kind, IdMap(getattr(draft, kind).ranges, int(value)))
-    elif name in _ONLY_OFF:
+        return replace(options, redirect_dir=value == "on")
+    if name == "timeout":
+        return replace(options, timeout=_seconds(value))
+    if name in _ONLY_OFF:
         if value not in _ONLY_OFF[name]:
             raise ValueError(f"only {name}=off can be had")
-    elif name in _NO_EFFECT or name in _NO_EFFECT_WITH_VALUE or name.startswith("x-"):
-        pass
-    else:
-        draft.ignored.append(name)
+        return options
+    if name in _NO_EFFECT or name in _NO_EFFECT_WITH_VALUE or name.startswith("x-"):
+        return options
+    return replace(options, ignored=(*options.ignored, name))
 
 
-def _take_directory(draft: _Draft, name: str, value: str | None) -> None:
+def _with_directory(options: Options, name: str, value: str | None) -> Options:
     if not value:
         raise ValueError("a directory must follow")
+    if name == "upperdir":
+        return replace(options, upperdir=unescape(value))
+    if name == "workdir":
+        return replace(options, workdir=unescape(value))
     if name == "lowerdir+":
-        draft.lowerdirs.append(unescape(value))
-    elif name == "lowerdir":
-        layers = [unescape(part) for part in split_escaped(value, ":")]
-        if not all(layers):
-            raise ValueError("a layer's name is empty")
-        draft.lowerdirs = layers
+        return replace(options, lowerdirs=(*options.lowerdirs, unescape(value)))
+    layers = tuple(unescape(part) for part in split_escaped(value, ":"))
+    if not all(layers):
+        raise ValueError("a layer's name is empty")
+    return replace(options, lowerdirs=layers)
+
+
+def _with_ids(maps: IdMaps, name: str, value: str | None) -> IdMaps:
+    if name == "squash_to_root":
+        return IdMaps(replace(maps.uid, squash=0), replace(maps.gid, squash=0))
+    of_users = "uid" in name
+    ids = maps.uid if of_users else maps.gid
+    if name.endswith("mapping"):
+        ids = replace(ids, ranges=parse_ranges(value or ""))
     else:
-        setattr(draft, name, unescape(value))
+        if value is None or not (value.isascii() and value.isdigit()) or int(value) >= 1 << 32:
+            raise ValueError("not an id")
+        ids = replace(ids, squash=int(value))
+    return replace(maps, uid=ids) if of_users else replace(maps, gid=ids)
 
 
 def _switch(value: str | None) -> bool:

@@ -276,7 +276,7 @@ def test_squash_to_root(make_union):
 def test_uid_and_gid_maps(make_union):
     union = make_union(
         {"f": File(owner=(100_005, 100_006)), "g": File(owner=(5, 6))},
-        options=("uidmapping=0:100000:1000", "gidmapping=0:100000:1000"),
+        options=("uidmapping=100000:0:1000", "gidmapping=100000:0:1000"),
     )
     assert made(union.root / "f")[1:] == (5, 6)
     assert made(union.root / "g")[1:] == (65534, 65534)

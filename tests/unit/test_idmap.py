@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from unionfs.idmap import OVERFLOW_ID, UNMAPPED, IdMap, parse_ranges
 
-MAP = IdMap(((0, 1000, 1), (1, 100_000, 65_535)))
+MAP = IdMap(((1000, 0, 1), (100_000, 1, 65_535)))
 
 
 @pytest.mark.parametrize(("stored", "shown"), [(1000, 0), (100_000, 1), (165_534, 65_535)])
@@ -33,7 +33,7 @@ def test_what_no_range_has_cannot_be_stored(shown):
 
 def test_squash_shows_one_owner():
     assert IdMap((), 7).shown(5) == 7
-    assert IdMap(((0, 5, 1),), 7).shown(5) == 7
+    assert IdMap(((5, 0, 1),), 7).shown(5) == 7
     assert IdMap((), 7).stored(5) == 5
 
 
@@ -47,13 +47,13 @@ def test_stored_undoes_shown(counts, data):
     """Ranges that do not overlap on either side."""
     shown, stored, ranges = 0, 50_000, []
     for count in counts:
-        ranges.append((shown, stored, count))
+        ranges.append((stored, shown, count))
         shown, stored = (
             shown + count + data.draw(st.integers(0, 5)),
             stored + count + data.draw(st.integers(0, 5)),
         )
     idmap = IdMap(tuple(ranges))
-    first, low, count = data.draw(st.sampled_from(ranges))
+    low, first, count = data.draw(st.sampled_from(ranges))
     offset = data.draw(st.integers(0, count - 1))
     assert idmap.stored(first + offset) == low + offset
     assert idmap.shown(idmap.stored(first + offset)) == first + offset
