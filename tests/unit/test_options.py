@@ -156,6 +156,6 @@ def test_refused(text, words):
 
 
 def test_id_maps():
-    options = parse(["lowerdir=/a,uidmapping=0:1000:1:1:100000:65536,gidmapping=0:5:1,squash_to_gid=7"])
+    options = parse(["lowerdir=/a,uidmapping=1000:0:1:100000:1:65536,gidmapping=5:0:1,squash_to_gid=7"])
     assert options.idmaps.uid.shown(100_001) == 2
     assert options.idmaps.gid.shown(5) == 7
