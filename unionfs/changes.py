@@ -82,7 +82,7 @@ class Changes:
         Raises OSError: EEXIST, EPERM (marker name), ENOENT when it was removed meanwhile, EMLINK.
         """
         self._must_be_new(parent, name)
-        await self.copyup.file(node)
+        await self.copyup.attributes(node)
         self.copyup.directory(parent)
         listing = self.tree.listing(parent)
         self.upper.link(
@@ -148,7 +148,7 @@ class Changes:
     async def _keep_link_count(self, node: Node) -> None:
         """Copy up a lower file that is about to lose one of its names, so that the others count right."""
         if not node.upper and node.kind != stat.S_IFDIR and self.tree.stat(node).st_nlink > 1:
-            await self.copyup.file(node)
+            await self.copyup.attributes(node)
 
     @contextlib.contextmanager
     def _surviving(self, node: Node) -> Iterator[None]:
@@ -216,7 +216,7 @@ class Changes:
     async def _make_movable(self, node: Node) -> None:
         """Bring a node into the upper layer, so that moving it there moves all of it."""
         if node.kind != stat.S_IFDIR:
-            await self.copyup.file(node)
+            await self.copyup.attributes(node)
         elif node.lowers and not self.redirects:
             raise OSError(errno.EXDEV, "lower layers take part in this directory")
         elif node.lowers:

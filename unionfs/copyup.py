@@ -18,13 +18,16 @@ import errno
 import fcntl
 import os
 import stat
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
 
 import trio
 
-from unionfs import syscalls, xattr
+from unionfs import metacopy, syscalls, xattr
 from unionfs.hardlinks import HardLinks
 from unionfs.layer import Layer, join
 from unionfs.nodes import Entry, Node
+from unionfs.redirect import Place
 from unionfs.tree import ORIGIN_XATTRS, Tree
 from unionfs.upper import Upper
 
@@ -34,11 +37,31 @@ INLINE_SIZE = 256 * 1024
 _COPY_CHUNK = 64 * 1024 * 1024
 
 
+@dataclass
+class _Copy:
+    """One copy-up under way."""
+
+    node: Node
+    #: Where its attributes are, and what they are.
+    place: Place
+    status: os.stat_result
+    #: Where its content is; elsewhere if the lower file is a metacopy itself.
+    content: Place
+    staged: bytes
+    #: Bytes of content to copy.
+    size: int = 0
+    is_metacopy: bool = False
+
+
 class CopyUp:
     """Brings nodes of one tree into its upper layer."""
 
-    def __init__(self, tree: Tree, upper: Upper, *, sync: bool) -> None:
-        """`sync`: a copy reaches the disk before it gets its name. Off for volatile mounts."""
+    def __init__(self, tree: Tree, upper: Upper, *, sync: bool, metacopies: bool = False) -> None:
+        """`sync`: a copy reaches the disk before it gets its name. Off for volatile mounts.
+
+        `metacopies`: what needs no content is copied up without it (metacopy=on).
+        """
+        self.metacopies = metacopies
         self.tree = tree
         self.upper = upper
         self.sync = sync
@@ -102,6 +125,17 @@ class CopyUp:
 
         Raises OSError: ENOSPC and what else the disk says; then nothing has changed.
         """
+        await self._bring_up(node, length, with_content=True)
+        await self._bring_content(node, length)
+
+    async def attributes(self, node: Node) -> None:
+        """Make sure that the upper layer has a node of any kind, if need be without its content.
+
+        Raises OSError as `file` does.
+        """
+        await self._bring_up(node, None, with_content=not self.metacopies)
+
+    async def _bring_up(self, node: Node, length: int | None, *, with_content: bool) -> None:
         while not node.upper:
             if node.kind == stat.S_IFDIR and node.names:
                 self.directory(node)
@@ -110,76 +144,123 @@ class CopyUp:
             elif node.copying is not None:
                 await node.copying.wait()
             else:
-                await self._copy(node, length)
+                await self._copy(node, length, with_content=with_content)
 
-    async def _copy(self, node: Node, length: int | None) -> None:
+    async def _copy(self, node: Node, length: int | None, *, with_content: bool) -> None:
         layer, path = node.lowers[0]
         status = layer.stat(path)
-        size = status.st_size if length is None else min(length, status.st_size)
-        siblings = status.st_nlink > 1
-        staged = self.upper.staged_name()
-        long = node.kind == stat.S_IFREG and size > 0 and (self.sync or size > INLINE_SIZE)
-        if not long and (not siblings or self.hard_links.knows(layer)):
-            self._stage_and_adopt(layer, path, status, size, node, staged)
+        regular = node.kind == stat.S_IFREG
+        content = (self.tree.content_place(node) if regular else None) or (layer, path)
+        copy = _Copy(node, (layer, path), status, content, self.upper.staged_name())
+        copy.size = status.st_size if length is None else min(length, status.st_size)
+        copy.is_metacopy = regular and not with_content and copy.size > 0
+        long = regular and copy.size > 0 and not copy.is_metacopy and (self.sync or copy.size > INLINE_SIZE)
+        unknown_names = status.st_nlink > 1 and not self.hard_links.knows(layer)
+        if not long and not unknown_names:
+            self._stage_and_adopt(copy)
             return
+        async with self._copying(node):
+            if unknown_names:
+                await trio.to_thread.run_sync(self.hard_links.walk, layer)
+            if long:
+                await self._stage_long_and_adopt(copy)
+            else:
+                self._stage_and_adopt(copy)
+
+    @contextlib.asynccontextmanager
+    async def _copying(self, node: Node) -> AsyncIterator[None]:
+        """Let others who want the same node wait."""
         node.copying = trio.Event()
         try:
-            if siblings:
-                await trio.to_thread.run_sync(self.hard_links.walk, layer)
-            if not long:
-                self._stage_and_adopt(layer, path, status, size, node, staged)
-                return
-            source = layer.open(path, os.O_RDONLY)
-            try:
-                fd = self._create_staged(staged)
-                try:
-                    await trio.to_thread.run_sync(self._fill, source, fd, size, status.st_size)
-                finally:
-                    os.close(fd)
-                self._copy_attributes(layer, path, staged, node.ino, status)
-                if self.sync:
-                    await trio.to_thread.run_sync(self._sync_staged, staged)
-                self._adopt(node, staged, layer, status)
-            finally:
-                os.close(source)
-        except BaseException:
-            self._discard_quietly(staged)
-            raise
+            yield
         finally:
             node.copying.set()
             node.copying = None
             self.tree.nodes.release(node)
 
-    def _stage_and_adopt(
-        self, layer: Layer, path: bytes, status: os.stat_result, size: int, node: Node, staged: bytes
-    ) -> None:
+    async def _stage_long_and_adopt(self, copy: _Copy) -> None:
+        source = copy.content[0].open(copy.content[1], os.O_RDONLY)
         try:
-            self._stage(layer, path, status, size, staged)
-            self._copy_attributes(layer, path, staged, node.ino, status)
-            self._adopt(node, staged, layer, status)
+            fd = self._create_staged(copy.staged)
+            try:
+                await trio.to_thread.run_sync(self._fill, source, fd, copy.size, copy.status.st_size)
+                self._copy_attributes(*copy.place, copy.staged, copy.node.ino, copy.status)
+                if self.sync:
+                    await trio.to_thread.run_sync(os.fsync, fd)
+            finally:
+                os.close(fd)
+            self._adopt(copy)
         except BaseException:
-            self._discard_quietly(staged)
+            self._discard_quietly(copy.staged)
+            raise
+        finally:
+            os.close(source)
+
+    async def _bring_content(self, node: Node, length: int | None) -> None:
+        """Give a metacopy of the upper layer its content.
+
+        It is written into the file itself: until the mark is taken away, nobody reads it there.
+        """
+        while node.copying is not None:
+            await node.copying.wait()
+        if node.kind != stat.S_IFREG:
+            return
+        content = self.tree.content_place(node)
+        if content is None:
+            return
+        status = self.tree.stat(node)
+        size = status.st_size if length is None else min(length, status.st_size)
+        async with self._copying(node):
+            source = content[0].open(content[1], os.O_RDONLY)
+            target = self.tree.open(node, os.O_RDWR)
+            try:
+                await trio.to_thread.run_sync(self._fill, source, target, size, status.st_size)
+                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+                if self.sync:
+                    await trio.to_thread.run_sync(os.fsync, target)
+                readers = self._open_readers(node, b"/proc/self/fd/%d" % target)
+                metacopy.unmark(self.tree.proc_path(node), follow=node.orphan >= 0)
+                self._replace_descriptors(readers)
+            finally:
+                os.close(source)
+                os.close(target)
+
+    def _stage_and_adopt(self, copy: _Copy) -> None:
+        try:
+            self._stage(copy)
+            self._copy_attributes(*copy.place, copy.staged, copy.node.ino, copy.status)
+            if copy.is_metacopy:
+                path = b"/proc/self/fd/%d/%s" % (self.upper.staging_fd, copy.staged)
+                metacopy.mark(path, copy.content[1])
+                syscalls.utimensat(
+                    self.upper.staging_fd, copy.staged, copy.status.st_atime_ns, copy.status.st_mtime_ns
+                )
+            self._adopt(copy)
+        except BaseException:
+            self._discard_quietly(copy.staged)
             raise
 
-    def _stage(self, layer: Layer, path: bytes, status: os.stat_result, size: int, staged: bytes) -> None:
+    def _stage(self, copy: _Copy) -> None:
         """Make the copy's inode, and its content if that is short."""
         staging_fd = self.upper.staging_fd
-        kind = stat.S_IFMT(status.st_mode)
+        kind = stat.S_IFMT(copy.status.st_mode)
         if kind == stat.S_IFREG:
-            fd = self._create_staged(staged)
+            fd = self._create_staged(copy.staged)
             try:
-                if size:
-                    source = layer.open(path, os.O_RDONLY)
+                if copy.is_metacopy:
+                    os.ftruncate(fd, copy.size)
+                elif copy.size:
+                    source = copy.content[0].open(copy.content[1], os.O_RDONLY)
                     try:
-                        self._fill(source, fd, size, status.st_size)
+                        self._fill(source, fd, copy.size, copy.status.st_size)
                     finally:
                         os.close(source)
             finally:
                 os.close(fd)
         elif kind == stat.S_IFLNK:
-            os.symlink(layer.readlink(path), staged, dir_fd=staging_fd)
+            os.symlink(copy.place[0].readlink(copy.place[1]), copy.staged, dir_fd=staging_fd)
         else:
-            os.mknod(staged, kind | 0o600, status.st_rdev, dir_fd=staging_fd)
+            os.mknod(copy.staged, kind | 0o600, copy.status.st_rdev, dir_fd=staging_fd)
 
     def _create_staged(self, staged: bytes) -> int:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -187,13 +268,6 @@ class CopyUp:
 
     def _staged_stat(self, staged: bytes) -> os.stat_result:
         return os.stat(staged, dir_fd=self.upper.staging_fd, follow_symlinks=False)
-
-    def _sync_staged(self, staged: bytes) -> None:
-        fd = os.open(staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.upper.staging_fd)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def _discard_quietly(self, staged: bytes) -> None:
         with contextlib.suppress(FileNotFoundError):
@@ -247,42 +321,51 @@ class CopyUp:
 
     # Adopting --------------------------------------------------------------------------------------
 
-    def _adopt(self, node: Node, staged: bytes, layer: Layer, status: os.stat_result) -> None:
+    def _adopt(self, copy: _Copy) -> None:
         """Give the finished copy the node's names. Does not await: what it finds stays true."""
+        node, staged = copy.node, copy.staged
         staging_fd = self.upper.staging_fd
         upper_ino = self._staged_stat(staged).st_ino
-        readers = self._open_readers(node, staged)
+        readers: dict[int, int] = {}
+        if not copy.is_metacopy:
+            readers = self._open_readers(node, b"/proc/self/fd/%d/%s" % (staging_fd, staged))
         try:
             if not node.names:
                 node.orphan = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
                 os.unlink(staged, dir_fd=staging_fd)
-            elif status.st_nlink > 1:
-                self.hard_links.adopt(node, staged, layer, status.st_ino)
+            elif copy.status.st_nlink > 1:
+                self.hard_links.adopt(node, staged, copy.place[0], copy.status.st_ino)
             else:
                 path = self.tree.path(node)
                 self.directory(node.names[0][0])
                 self.upper.adopt(staged, path)
-            for fd, reader in readers.items():
-                os.dup2(reader, fd, inheritable=False)
-        finally:
+        except BaseException:
             for reader in readers.values():
                 os.close(reader)
+            raise
+        self._replace_descriptors(readers)
         self._now_upper(node, upper_ino)
         node.lowers = ()
 
-    def _open_readers(self, node: Node, staged: bytes) -> dict[int, int]:
-        """The copy opened for each open file of the node, to take the place of its descriptor."""
+    @staticmethod
+    def _open_readers(node: Node, path: bytes) -> dict[int, int]:
+        """The copy opened once for each open file of the node, to take the place of its descriptor."""
         readers: dict[int, int] = {}
         try:
             for fd in node.handles:
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
-                flags |= fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME
-                readers[fd] = os.open(staged, flags, dir_fd=self.upper.staging_fd)
+                kept = fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_NOATIME
+                readers[fd] = os.open(path, os.O_RDONLY | os.O_CLOEXEC | kept)
         except BaseException:
             for reader in readers.values():
                 os.close(reader)
             raise
         return readers
+
+    @staticmethod
+    def _replace_descriptors(readers: dict[int, int]) -> None:
+        for fd, reader in readers.items():
+            os.dup2(reader, fd, inheritable=False)
+            os.close(reader)
 
     def _now_upper(self, node: Node, upper_ino: int) -> None:
         node.upper = True

@@ -183,7 +183,7 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
     copyup = None
     if upper is not None and not options.read_only:
         upper.take_callers_ids()
-        copyup = CopyUp(tree, upper, sync=options.sync)
+        copyup = CopyUp(tree, upper, sync=options.sync, metacopies=options.metacopy)
         copyup.hard_links.finish_interrupted()
     operations = Operations(
         tree,

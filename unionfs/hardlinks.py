@@ -69,7 +69,7 @@ class HardLinks:
                 break
             if above not in self._redirected:
                 with _own(above) as own:
-                    walked = (path for path in own.walk() if redirect.read(own, path) is not None)
+                    walked = (path for path in own.walk() if redirect.read(own.proc_path(path)) is not None)
                     self._redirected[above] = list(walked)
 
     def renamed(self) -> None:

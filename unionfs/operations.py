@@ -1,8 +1,6 @@
 """The FUSE requests: each is translated, handed to the part that decides, and answered.
 
-Errors are mapped once, in `_answer_errors`: an OSError leaves as its errno, and anything unexpected
-becomes EIO, is logged, and the mount lives on (an exception that escapes a handler would end pyfuse3's
-main loop).
+Errors are mapped once, in errors.py.
 
 All requests run on the trio thread. One that does not await is atomic; see changes.py and copyup.py for
 those that do.
@@ -11,20 +9,18 @@ those that do.
 from __future__ import annotations
 
 import errno
-import functools
-import inspect
 import logging
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import trio
 
 from unionfs import whiteout, xattr
 from unionfs.changes import Changes
 from unionfs.copyup import CopyUp
+from unionfs.errors import answers_errors
 from unionfs.handles import BACKING_FLAGS, HandleTable, OpenDirectory, OpenFile
 from unionfs.idmap import UNMAPPED, IdMaps
 from unionfs.layer import open_noatime
@@ -34,9 +30,6 @@ from unionfs.tree import Tree
 from unionfs.upper import Caller, Maker, Upper
 
 log = logging.getLogger(__name__)
-
-R = TypeVar("R")
-C = TypeVar("C", bound=type)
 
 #: Seconds the kernel may keep names and attributes: for ever, since only requests change them.
 FOREVER = 1e9
@@ -48,26 +41,6 @@ _DAY = 24 * 60 * 60
 _ACCESS_ACL = b"system.posix_acl_access"
 
 _CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-
-
-def _answer_errors(method: Callable[..., Awaitable[R]]) -> Callable[..., Awaitable[R]]:
-    @functools.wraps(method)
-    async def answering(*arguments: Any) -> R:
-        try:
-            return await method(*arguments)
-        except OSError as error:
-            raise pyfuse3.FUSEError(error.errno or errno.EIO) from None
-        except KeyError:
-            # A node id or a handle that is not in its table: the kernel speaks of what it gave back.
-            log.exception("%s: unknown node or handle", method.__name__)
-            raise pyfuse3.FUSEError(errno.ESTALE) from None
-        except pyfuse3.FUSEError:
-            raise
-        except Exception:
-            log.exception("%s failed", method.__name__)
-            raise pyfuse3.FUSEError(errno.EIO) from None
-
-    return answering
 
 
 def _is_in_group(ctx: pyfuse3.RequestContext, gid: int) -> bool:
@@ -82,15 +55,7 @@ def _is_in_group(ctx: pyfuse3.RequestContext, gid: int) -> bool:
     return str(gid) in groups.split()[1:]
 
 
-def _requests(handlers: C) -> C:
-    """Wrap every request handler of a class by `_answer_errors`."""
-    for name, method in list(vars(handlers).items()):
-        if inspect.iscoroutinefunction(method) and name != "forget":
-            setattr(handlers, name, _answer_errors(method))
-    return handlers
-
-
-@_requests
+@answers_errors
 class Operations(pyfuse3.Operations):
     """pyfuse3's face of one union."""
 
@@ -346,7 +311,10 @@ class Operations(pyfuse3.Operations):
         """SETATTR. The owner goes first, because chown(2) clears setuid; the times last."""
         _, copyup, upper = self._writable()
         node = self._nodes[inode]
-        await copyup.file(node, attr.st_size if fields.update_size else None)
+        if fields.update_size:
+            await copyup.file(node, attr.st_size)
+        else:
+            await copyup.attributes(node)
         orphan = b"/proc/self/fd/%d" % node.orphan if node.orphan >= 0 else None
         path = b"" if orphan else self._tree.path(node)
         if fields.update_uid or fields.update_gid:
@@ -435,7 +403,7 @@ class Operations(pyfuse3.Operations):
         _, copyup, _ = self._writable()
         name = self._stored_name(name)
         node = self._nodes[inode]
-        await copyup.file(node)
+        await copyup.attributes(node)
         path, follow = self._xattr_path(node)
         os.setxattr(path, name, value, follow_symlinks=follow)
         if name == _ACCESS_ACL and ctx.uid != 0:
@@ -451,7 +419,7 @@ class Operations(pyfuse3.Operations):
         path, follow = self._xattr_path(node)
         if not node.upper:
             os.getxattr(path, name, follow_symlinks=follow)  # ENODATA is no reason to copy up
-            await copyup.file(node)
+            await copyup.attributes(node)
             path, follow = self._xattr_path(node)
         os.removexattr(path, name, follow_symlinks=follow)
 
@@ -466,7 +434,12 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC and ctx.uid != 0:
             self._drop_setuid(node)
         backing = flags & (BACKING_FLAGS | os.O_TRUNC)
-        fd = open_noatime(lambda wanted: self._tree.open(node, wanted), backing)
+        content = self._tree.content_place(node) if node.kind == stat.S_IFREG else None
+        if content is None:
+            fd = open_noatime(lambda wanted: self._tree.open(node, wanted), backing)
+        else:
+            layer, path = content
+            fd = open_noatime(lambda wanted: layer.open(path, wanted), backing)
         return self._opened(node, fd, flags)
 
     def _drop_setuid(self, node: Node) -> None:

@@ -37,6 +37,8 @@ class Options:
     idmaps: IdMaps = UNMAPPED
     #: Directories that lower layers take part in can be renamed.
     redirect_dir: bool = False
+    #: What needs no content is copied up without it.
+    metacopy: bool = False
     #: Options passed over, to be told of.
     ignored: tuple[str, ...] = ()
 
@@ -87,7 +89,6 @@ _NO_EFFECT_WITH_VALUE = frozenset(
 
 #: Features of overlayfs that change what is on disk: only their default can be had.
 _ONLY_OFF = {
-    "metacopy": ("off",),
     "index": ("off",),
     "nfs_export": ("off",),
     "verity": ("off",),
@@ -139,6 +140,8 @@ def _with(options: Options, name: str, value: str | None) -> Options:
         if value not in ("on", "off", "follow", "nofollow"):
             raise ValueError("on, off, follow or nofollow must follow")
         return replace(options, redirect_dir=value == "on")
+    if name == "metacopy":
+        return replace(options, metacopy=_switch(value))
     if name == "timeout":
         return replace(options, timeout=_seconds(value))
     if name in _ONLY_OFF:

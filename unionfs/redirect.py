@@ -27,11 +27,11 @@ Place = tuple[Layer, bytes]
 _NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
 
 
-def read(layer: Layer, path: bytes) -> bytes | None:
-    """The redirect of a directory, None when it has none or one that makes no sense."""
+def read(path: bytes, *, follow: bool = False) -> bytes | None:
+    """The redirect of what is at `path`, None when it has none or one that makes no sense."""
     for name in XATTRS:
         try:
-            value = layer.getxattr(path, name.encode())
+            value = os.getxattr(path, name, follow_symlinks=follow)
         except OSError as error:
             if error.errno not in _NO_XATTR:
                 raise
@@ -44,7 +44,7 @@ def read(layer: Layer, path: bytes) -> bytes | None:
 
 
 def write(path: bytes, target: bytes) -> None:
-    """Let the directory at `path` go on at `target` of the layers below, a path from their root.
+    """Let what is at `path` go on at `target` of the layers below, a path from their root.
 
     Raises OSError.
     """
@@ -54,7 +54,7 @@ def write(path: bytes, target: bytes) -> None:
         os.setxattr(path, XATTRS[1], b"/" + target, follow_symlinks=False)
 
 
-def follow(redirect: bytes, parents: Iterable[Place], below: Iterable[Layer]) -> list[Place]:
+def follow_down(redirect: bytes, parents: Iterable[Place], below: Iterable[Layer]) -> list[Place]:
     """Where a redirected directory is in the layers below the one that says so, topmost first.
 
     `parents` are the places of its parent there, which a relative redirect means; `below` are the layers.

@@ -18,7 +18,7 @@ import stat
 
 import xxhash
 
-from unionfs import redirect, whiteout
+from unionfs import metacopy, redirect, whiteout
 from unionfs.layer import DirectoryEntry, Layer, join
 from unionfs.nodes import ROOT, Entry, Listing, Node, NodeTable
 from unionfs.redirect import Place
@@ -103,6 +103,23 @@ class Tree:
             return os.open(b"/proc/self/fd/%d" % node.orphan, flags | os.O_CLOEXEC)
         layer, path = self.place(node)
         return layer.open(path, flags)
+
+    def content_place(self, node: Node) -> Place | None:
+        """Where the content of a regular file is, if not where its attributes are (metacopy.py).
+
+        Raises OSError (EIO) when it ought to be somewhere and is not.
+        """
+        path, orphaned = self.proc_path(node), node.orphan >= 0
+        if not metacopy.is_metacopy(path, follow=orphaned):
+            return None
+        target = redirect.read(path, follow=orphaned)
+        position = -1 if node.upper else self.position(node.lowers[0][0])
+        named: list[Place] = []
+        if node.names:
+            parent, name = node.names[0]
+            named = [(layer, join(path, target or name)) for layer, path in parent.lowers]
+        below = [place for place in named if self.position(place[0]) > position]
+        return metacopy.find_content(target, below, self.lowers[position + 1 :])
 
     def stat(self, node: Node) -> os.stat_result:
         """The attributes of the node as its layer has them: st_ino and st_nlink are not the union's."""
@@ -190,12 +207,12 @@ class Tree:
             layer, path = pending.pop(0)
             if layer is not self.upper:
                 places.append((layer, path))
-            target = redirect.read(layer, path)
+            target = redirect.read(layer.proc_path(path))
             if target is not None:
                 self.redirected = True
                 position = -1 if layer is self.upper else self.position(layer)
                 parents = [place for place in parent.lowers if self.position(place[0]) > position]
-                pending = redirect.follow(target, parents, self.lowers[position + 1 :])
+                pending = redirect.follow_down(target, parents, self.lowers[position + 1 :])
         return places
 
     def unnamed(self, orphan: int) -> Node:

@@ -98,6 +98,19 @@ def _serve(arguments: list[str], log: str) -> None:
     os._exit(status)
 
 
+def _unmount_patiently(root: Path) -> None:
+    """umount(2); who walks through the machine's files, or has just ended, may be in it for a moment."""
+    deadline = time.monotonic() + 5
+    while True:
+        try:
+            syscalls.umount(os.fsencode(root))
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
+
+
 class Union:
     """Layers in a directory, and a mount of them by our driver.
 
@@ -171,7 +184,7 @@ class Union:
     def unmount(self) -> None:
         """Unmount, and see the server end well."""
         try:
-            syscalls.umount(os.fsencode(self.root))
+            _unmount_patiently(self.root)
         except OSError as error:
             detach(self.root)
             self._reap()
