@@ -7,8 +7,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
+from unionfs import __version__
 from unionfs.options import OptionError, parse
 
 _DESCRIPTION = "Mount read-only layers and one writable layer as one tree (a union), by FUSE."
@@ -36,13 +36,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
     parser.add_argument("-o", dest="options", action="append", default=[], help="mount options")
     parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
     parser.add_argument("-d", dest="debug", action="store_true", help="log every request; implies -f")
-    parser.add_argument("-V", "--version", action="version", version=version())
+    parser.add_argument("-V", "--version", action="version", version=f"unionfs version {__version__}")
     return parser
-
-
-def version() -> str:
-    """What --version prints."""
-    return f"unionfs version {metadata.version('unionfs')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import logging.handlers
 import os
 import resource
 import shutil
@@ -151,7 +150,10 @@ def _log_to_system() -> None:
     root = logging.getLogger()
     root.handlers.clear()
     if os.path.exists("/dev/log"):
-        handler = logging.handlers.SysLogHandler("/dev/log", logging.handlers.SysLogHandler.LOG_DAEMON)
+        # Imported here, because it imports much, and many machines have no such socket.
+        from logging.handlers import SysLogHandler
+
+        handler: logging.Handler = SysLogHandler("/dev/log", SysLogHandler.LOG_DAEMON)
         handler.setFormatter(logging.Formatter("unionfs[%(process)d]: %(message)s"))
         root.addHandler(handler)
     else:
