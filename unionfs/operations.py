@@ -385,7 +385,13 @@ class Operations(pyfuse3.Operations):
         """GETXATTR."""
         name = self._stored_name(name)
         path, follow = self._xattr_path(self._nodes[inode])
-        return os.getxattr(path, name, follow_symlinks=follow)
+        try:
+            return os.getxattr(path, name, follow_symlinks=follow)
+        except OSError as error:
+            # A disk without ACLs has none: any other answer would fail the kernel's permission check.
+            if error.errno == errno.ENOTSUP and name.startswith(b"system.posix_acl_"):
+                raise OSError(errno.ENODATA, "no ACL") from None
+            raise
 
     async def listxattr(self, inode: int, ctx: pyfuse3.RequestContext) -> list[bytes]:
         """LISTXATTR."""
