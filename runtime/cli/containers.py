@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,35 @@ def _warn(message: str) -> None:
 
 def _make(root: Root, request: Request, options: dict[str, Any]) -> Container:
     """Create the container, and write its ID where --cidfile says."""
-    cidfile = Path(options["cidfile"]) if options["cidfile"] else None
-    if cidfile and cidfile.exists():
-        raise RuntimeFailure(
-            f"container ID file found, make sure the other container isn't running or delete {cidfile}", 125
-        )
     store = open_store(root)
-    with store.reading():
+    with _cidfile(options["cidfile"]) as write_id, store.reading():
         container = creating.create(root, store.resolve(request.image), request, options["name"])
-    if cidfile:
-        cidfile.write_text(container.id)
+        write_id(container.id)
     return container
+
+
+@contextmanager
+def _cidfile(name: str | None) -> Iterator[Callable[[str], object]]:
+    """A function that writes the file `name`, which is open already and gone again if the block fails."""
+    if not name:
+        yield lambda identifier: None
+        return
+    try:
+        file = open(name, "x")  # noqa: SIM115 - closed below, after these two errors
+    except FileExistsError as error:
+        raise RuntimeFailure(
+            f"container ID file found, make sure the other container isn't running or delete {name}", 125
+        ) from error
+    except OSError as error:
+        raise RuntimeFailure(
+            f"failed to create the container ID file: {name}: {error.strerror}", 125
+        ) from error
+    with file:
+        try:
+            yield file.write
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
 
 
 def _streams(stdin: bool, terminal: bool) -> Streams:

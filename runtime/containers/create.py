@@ -9,12 +9,12 @@ import shutil
 import signal
 from pathlib import Path
 
-from runtime.containers import mounts, seccomp, volumes
+from runtime.containers import mounts, seccomp, ulimits, volumes
 from runtime.containers.container import Container, Process, Request, now, publish
 from runtime.containers.layers import Layers, make_init_layer
 from runtime.containers.mounts import Mount
 from runtime.containers.names import check_name, new_id
-from runtime.containers.network import check_network
+from runtime.containers.network import check_host, check_network
 from runtime.errors import RuntimeFailure
 from runtime.images.documents import ImageConfig
 from runtime.images.store import Image
@@ -136,6 +136,10 @@ def signal_number(name: str) -> int:
 
 def _check(request: Request) -> None:
     check_network(request.network)
+    for entry in request.extra_hosts:
+        check_host(entry)
+    for text in request.ulimits:
+        ulimits.parse(text)
     if request.stop_signal:
         signal_number(request.stop_signal)
     if request.memory and request.memory < _MEMORY_MINIMUM:
@@ -143,6 +147,12 @@ def _check(request: Request) -> None:
     available = os.cpu_count() or 1
     if request.nano_cpus < 0 or request.nano_cpus > available * 10**9:
         raise RuntimeFailure(f"range of CPUs is from 0.01 to {available:.2f}, as there are no more", 125)
+    if not -1000 <= request.oom_score_adj <= 1000:
+        raise RuntimeFailure(
+            f"invalid value {request.oom_score_adj}: the range of --oom-score-adj is [-1000, 1000]", 125
+        )
+    if "" in request.labels:
+        raise RuntimeFailure(f"invalid label '={request.labels['']}': empty name", 125)
     seccomp.profile(request.seccomp, ())
     if request.hostname and len(request.hostname) > 64:
         raise RuntimeFailure(f"invalid hostname: {request.hostname}", 125)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 
 from runtime.containers.container import Container
@@ -29,6 +30,21 @@ def check_network(name: str) -> str:
     return name
 
 
+def check_host(entry: str) -> str:
+    """`entry` itself when it is HOST:IP, what --add-host takes.
+
+    Raises RuntimeFailure when it is not.
+    """
+    host, _, address = entry.partition(":")
+    if not host or not address or any(char.isspace() for char in host):
+        raise RuntimeFailure(f"bad format for add-host: '{entry}' (expected HOST:IP)", 125)
+    try:
+        ipaddress.ip_address(address.removeprefix("[").removesuffix("]"))
+    except ValueError as error:
+        raise RuntimeFailure(f"invalid IP address in add-host: '{address}'", 125) from error
+    return entry
+
+
 def write_files(container: Container) -> dict[str, Path]:
     """Write the files into the container's directory, and return them by their path in the container.
 
@@ -39,7 +55,7 @@ def write_files(container: Container) -> dict[str, Path]:
     hosts = _host_file("/etc/hosts") if host_network else f"{_LOCALHOST}127.0.0.1\t{name}\n"
     for entry in container.request.extra_hosts:
         host, _, address = entry.partition(":")
-        hosts += f"{address}\t{host}\n"
+        hosts += f"{address.removeprefix('[').removesuffix(']')}\t{host}\n"
     contents = {"hostname": f"{name}\n", "hosts": hosts, "resolv.conf": _host_file("/etc/resolv.conf")}
     files = {}
     for file_name, content in contents.items():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from runtime.containers import ulimits
 from runtime.containers.container import Container
 from runtime.containers.create import lower_layers
 from runtime.containers.mounts import Mount
@@ -176,6 +177,5 @@ def _security_options(subject: Container) -> list[str] | None:
 
 
 def _ulimit(text: str) -> Json:
-    name, _, values = text.partition("=")
-    soft, _, hard = values.partition(":")
-    return {"Name": name, "Soft": int(soft), "Hard": int(hard or soft)}
+    limit = ulimits.parse(text)
+    return {"Name": limit.name, "Soft": limit.soft, "Hard": limit.hard}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.containers import cgroups, seccomp
+from runtime.containers import cgroups, seccomp, ulimits
 from runtime.containers.container import Container
 from runtime.containers.mounts import Mount
 from runtime.containers.users import User
@@ -230,20 +230,13 @@ def _have(capability: str) -> bool:
     return False
 
 
-def _rlimits(ulimits: Iterable[str], warn: Warn) -> list[Json]:
+def _rlimits(texts: Iterable[str], warn: Warn) -> list[Json]:
     """NAME=SOFT[:HARD] as rlimits, held below our own hard limits where we may not raise them."""
     limits = []
-    for text in ulimits:
-        name, _, values = text.partition("=")
-        soft_text, _, hard_text = values.partition(":")
-        number = getattr(resource, f"RLIMIT_{name.upper()}", None)
-        if number is None:
-            raise RuntimeFailure(f"invalid ulimit type: {name}")
-        try:
-            soft, hard = int(soft_text), int(hard_text or soft_text)
-        except ValueError as error:
-            raise RuntimeFailure(f"invalid ulimit argument: {text}") from error
-        ours = resource.getrlimit(number)[1]
+    for text in texts:
+        limit = ulimits.parse(text)
+        name, soft, hard = limit.name, limit.soft, limit.hard
+        ours = resource.getrlimit(limit.resource)[1]
         if ours != resource.RLIM_INFINITY and not _have("CAP_SYS_RESOURCE") and not 0 <= hard <= ours:
             warn(f"ulimit {name} is held at {ours}: more needs CAP_SYS_RESOURCE, which is missing here")
             hard = ours

@@ -248,6 +248,36 @@ def test_cidfile(unionctl: Unionctl, tmp_path: Path) -> None:
     unionctl("run", "-d", "--cidfile", cidfile, "busybox", "true", code=125)
 
 
+def test_nothing_is_made_where_the_id_cannot_be_written(unionctl: Unionctl, tmp_path: Path) -> None:
+    nowhere = str(tmp_path / "missing" / "cid")
+    assert nowhere in unionctl.err("run", "--cidfile", nowhere, "busybox", "true", code=125)
+    cidfile = tmp_path / "cid"
+    unionctl("run", "--cidfile", str(cidfile), "no-such-image", "true", code=125)
+    assert not cidfile.exists()
+    assert unionctl.out("ps", "-aq") == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--add-host", "foo", "'foo'"),
+        ("--add-host", ":10.0.0.1", "':10.0.0.1'"),
+        ("--add-host", "foo:bar", "'bar'"),
+        ("--ulimit", "nofile=5:1", "nofile=5:1"),
+        ("--ulimit", "nofile=x", "nofile=x"),
+        ("--ulimit", "shoes=1", "shoes"),
+        ("--oom-score-adj", "2000", "2000"),
+        ("--label", "=x", "'=x'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_anything_is_made(
+    unionctl: Unionctl, option: str, value: str, named: str
+) -> None:
+    said = unionctl.err("create", option, value, "busybox", code=125)
+    assert named in said and said.count("\n") == 1
+    assert unionctl.out("ps", "-aq") == ""
+
+
 @pytest.mark.parametrize("runtime", ["runc", "crun"])
 def test_runtime_is_the_one_that_was_asked_for(unionctl: Unionctl, runtime: str) -> None:
     result = unionctl("run", "--name", "box", "--runtime", runtime, "busybox", "echo", "ran", code=None)
