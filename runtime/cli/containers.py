@@ -20,11 +20,10 @@ from runtime.cli.run_options import CONTEXT, run_options, to_request
 from runtime.containers import attach as attaching
 from runtime.containers import create as creating
 from runtime.containers import diff as differing
-from runtime.containers import execs, lifecycle, present, volumes
+from runtime.containers import execs, filters, lifecycle, present, volumes
 from runtime.containers import logs as logging
 from runtime.containers.attach import Attachment, Streams
 from runtime.containers.container import Container, Request
-from runtime.containers.filters import matches
 from runtime.containers.layers import Layers
 from runtime.containers.settle import settle_all
 from runtime.errors import RuntimeFailure
@@ -231,7 +230,7 @@ def unpause(root: Root, names: tuple[str, ...]) -> None:
 @click.option("-n", "--last", type=int, help="The last N that were created.")
 @click.option("-l", "--latest", is_flag=True, help="The last one that was created.")
 @click.option(
-    "-f", "--filter", "filters", multiple=True, metavar="KEY=VALUE", help="name=, status=, label=, …"
+    "-f", "--filter", "conditions", multiple=True, metavar="KEY=VALUE", help="name=, status=, label=, …"
 )
 @click.option("--format", "template", metavar="FORMAT", help="json, or a template: {{.ID}} {{.Names}}.")
 @click.option("--no-trunc", is_flag=True, help="Whole IDs and commands.")
@@ -242,14 +241,15 @@ def ps(
     quiet: bool,
     last: int | None,
     latest: bool,
-    filters: tuple[str, ...],
+    conditions: tuple[str, ...],
     template: str | None,
     no_trunc: bool,
 ) -> None:
     """List containers."""
     count = 1 if latest else last
-    by_status = any(text.startswith(("status=", "exited=")) for text in filters)
-    found = [container for container in settle_all(root) if matches(container, filters)]
+    wanted = filters.parse(conditions)
+    by_status = not wanted.keys().isdisjoint(("status", "exited"))
+    found = [container for container in settle_all(root) if filters.matches(container, wanted)]
     if count is not None:
         found = found[:count]
     elif not everything and not by_status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,7 +16,7 @@ _COMMAND_WIDTH = 20
 
 def container_row(subject: Container, whole: bool) -> dict[str, Any]:
     """The fields of docker ps; `whole` leaves IDs and commands as long as they are."""
-    command = shlex.join(subject.process.args) if whole else " ".join(subject.process.args)
+    command = " ".join(f"'{word}'" if " " in word else word for word in subject.process.args)
     if not whole and len(command) > _COMMAND_WIDTH:
         command = f"{command[: _COMMAND_WIDTH - 1]}…"
     created = _moment(subject.created)
@@ -24,7 +24,7 @@ def container_row(subject: Container, whole: bool) -> dict[str, Any]:
     return {
         "ID": subject.id if whole else short(subject.id),
         "Image": subject.request.image,
-        "Command": f'"{command}"',
+        "Command": json.dumps(command, ensure_ascii=False),
         "CreatedAt": f"{created:%Y-%m-%d %H:%M:%S} +0000 UTC",
         "RunningFor": ago(created),
         "Ports": "",

@@ -48,7 +48,16 @@ def test_ps_shows_what_docker_shows(unionctl: Unionctl) -> None:
     assert names("label=tier") == names("label=tier=web") == {"one"}
     assert names("exited=1") == {"two"}
     assert names("ancestor=busybox", "status=running") == {"one"}
-    unionctl("ps", "-f", "no-such=filter", code=1)
+    assert names("name=^one$") == names("name=^/one$") == names("name=on.") == {"one"}
+    assert names("name=^on$") == set()
+    said = unionctl.out("run", "--name", "four", "busybox", "sh", "-c", 'echo "a b"')
+    assert said == "a b"
+    assert unionctl.out("ps", "-l", "--format", "{{.Command}}") == r'''"sh -c 'echo \"a b\"'"'''
+
+
+@pytest.mark.parametrize("text", ["no-such=filter", "status", "status=gone", "exited=x", "name=("])
+def test_ps_refuses_a_filter_even_when_there_is_nothing_to_filter(unionctl: Unionctl, text: str) -> None:
+    assert text.partition("=")[0] in unionctl.err("ps", "-f", text, code=1)
 
 
 def test_logs(unionctl: Unionctl) -> None:
