@@ -65,7 +65,6 @@ class CopyUp:
         self.tree = tree
         self.upper = upper
         self.sync = sync
-        self.copied = 0
         self.hard_links = HardLinks(tree, upper, self.directory)
 
     def close(self) -> None:
@@ -136,15 +135,16 @@ class CopyUp:
         await self._bring_up(node, None, with_content=not self.metacopies)
 
     async def _bring_up(self, node: Node, length: int | None, *, with_content: bool) -> None:
-        while not node.upper:
-            if node.kind == stat.S_IFDIR and node.names:
-                self.directory(node)
-            elif node.kind == stat.S_IFDIR:
-                self._removed_directory(node)
-            elif node.copying is not None:
-                await node.copying.wait()
-            else:
-                await self._copy(node, length, with_content=with_content)
+        while node.copying is not None:
+            await node.copying.wait()
+        if node.upper:
+            return
+        if node.kind != stat.S_IFDIR:
+            await self._copy(node, length, with_content=with_content)
+        elif node.names:
+            self.directory(node)
+        else:
+            self._removed_directory(node)
 
     async def _copy(self, node: Node, length: int | None, *, with_content: bool) -> None:
         layer, path = node.lowers[0]
@@ -201,8 +201,6 @@ class CopyUp:
 
         It is written into the file itself: until the mark is taken away, nobody reads it there.
         """
-        while node.copying is not None:
-            await node.copying.wait()
         if node.kind != stat.S_IFREG:
             return
         content = self.tree.content_place(node)
@@ -275,7 +273,6 @@ class CopyUp:
 
     def _fill(self, source: int, target: int, size: int, whole: int) -> None:
         """Copy the first `size` bytes: shared with the source where the disk can, holes kept."""
-        self.copied += size
         if size == whole:
             try:
                 fcntl.ioctl(target, syscalls.FICLONE, source)

@@ -8,12 +8,13 @@ those that do.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 import stat
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import trio
 
@@ -41,6 +42,16 @@ _DAY = 24 * 60 * 60
 _ACCESS_ACL = b"system.posix_acl_access"
 
 _CREATE_FLAGS = os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextlib.contextmanager
+def _spare_descriptor() -> Iterator[None]:
+    """Keep a descriptor free for what follows. Raises OSError (EMFILE) when there is none."""
+    spare = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        yield
+    finally:
+        os.close(spare)
 
 
 def _is_in_group(ctx: pyfuse3.RequestContext, gid: int) -> bool:
@@ -436,7 +447,8 @@ class Operations(pyfuse3.Operations):
         node = self._nodes[inode]
         if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
             _, copyup, _ = self._writable()
-            await copyup.file(node, 0 if flags & os.O_TRUNC else None)
+            with _spare_descriptor():  # or content would be cut off by an open that then fails (EMFILE)
+                await copyup.file(node, 0 if flags & os.O_TRUNC else None)
         if flags & os.O_TRUNC and ctx.uid != 0:
             self._drop_setuid(node)
         backing = flags & (BACKING_FLAGS | os.O_TRUNC)
