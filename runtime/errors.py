@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 
 class RuntimeFailure(Exception):
     """A failure with one clear line for the user; the command prints it and ends.
@@ -13,3 +15,15 @@ class RuntimeFailure(Exception):
         super().__init__(message)
         self.message = message
         self.exit_code = exit_code
+
+
+class NotFound(RuntimeFailure):
+    """There is no container or image of that name."""
+
+
+def one_line(error: Exception) -> str:
+    """`error` for the user; one of the operating system is FILE: REASON, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        return ": ".join([*map(os.fsdecode, names), error.strerror])
+    return str(error)

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from runtime.errors import RuntimeFailure
+from runtime.errors import RuntimeFailure, one_line
 from runtime.root import Root, state_root
 
 #: command name → where it is, as module:function.
@@ -66,13 +66,10 @@ class LazyGroup(click.Group):
         except click.exceptions.Exit as error:
             status = error.exit_code
         except click.Abort:
+            click.echo(err=True)  # ends the line of ^C, or of the question
             status = 130
-        except click.UsageError as error:
-            error.show()
-            status = 125 if isinstance(error, (click.NoSuchOption, click.BadOptionUsage)) else 1
         except click.ClickException as error:
-            error.show()
-            status = 1
+            status = _usage_error(error)
         except BrokenPipeError:
             # Whoever reads our output has had enough. Python would complain again when it flushes at exit.
             sys.stdout = None
@@ -88,10 +85,23 @@ class LazyGroup(click.Group):
         except (RuntimeFailure, OSError) as error:
             if ctx.params["debug"]:
                 traceback.print_exc()
-            click.echo(f"unionctl: {error}", err=True)
+            click.echo(f"unionctl: {one_line(error)}", err=True)
             if isinstance(error, RuntimeFailure) and error.exit_code is not None:
                 ctx.exit(error.exit_code)
             ctx.exit(125 if ctx.invoked_subcommand in FAILURE_IS_125 else 1)
+
+
+def _usage_error(error: click.ClickException) -> int:
+    """Say in one line what is wrong with the words of a command; docker's exit code for it."""
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    message = error.format_message().rstrip(".")
+    if "\n" in message:  # no words at all: the help itself
+        error.show()
+        return 1
+    where = f". See '{context.command_path} --help'." if context else ""
+    click.echo(f"unionctl: {message[:1].lower()}{message[1:]}{where}", err=True)
+    of_option = isinstance(error, click.BadParameter) and isinstance(error.param, click.Option)
+    return 125 if of_option or isinstance(error, (click.NoSuchOption, click.BadOptionUsage)) else 1
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

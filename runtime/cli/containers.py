@@ -73,7 +73,7 @@ def _streams(stdin: bool, terminal: bool) -> Streams:
     Raises RuntimeFailure when a terminal is asked for and stdin is none.
     """
     if terminal and stdin and not sys.stdin.isatty():
-        raise RuntimeFailure("the input device is not a TTY")
+        raise RuntimeFailure("the input device is not a TTY", 1)
     sys.stdout.flush()
     sys.stderr.flush()
     return Streams(stdin=0 if stdin else None, stdout=1, stderr=2, terminal=terminal)
@@ -197,7 +197,7 @@ def kill(root: Root, names: tuple[str, ...], signal_name: str) -> None:
 @pass_root
 def rm(root: Root, names: tuple[str, ...], force: bool, with_volumes: bool) -> None:
     """Remove containers."""
-    each(names, lambda name: lifecycle.remove(root, name, force, with_volumes))
+    each(names, lambda name: lifecycle.remove(root, name, force, with_volumes), force)
 
 
 @click.command()

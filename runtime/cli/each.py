@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable
 
 import click
 
-from runtime.errors import RuntimeFailure
+from runtime.errors import NotFound, RuntimeFailure, one_line
 
 
-def each(names: Iterable[str], verb: Callable[[str], object]) -> None:
+def each(names: Iterable[str], verb: Callable[[str], object], absent_is_fine: bool = False) -> None:
     """Call `verb` with each name and print the name, or the result where it is not None.
 
-    Failures are said on stderr; at the end they make the command's exit code 1.
+    Failures are said on stderr; at the end they make the command's exit code 1. With `absent_is_fine` a thing
+    that is not there is said, and no more.
     """
     failed = False
     for name in names:
@@ -20,7 +21,7 @@ def each(names: Iterable[str], verb: Callable[[str], object]) -> None:
             result = verb(name)
             click.echo(name if result is None else result)
         except (RuntimeFailure, OSError) as error:
-            click.echo(f"unionctl: {error}", err=True)
-            failed = True
+            click.echo(f"unionctl: {one_line(error)}", err=True)
+            failed = failed or not (absent_is_fine and isinstance(error, NotFound))
     if failed:
         raise click.exceptions.Exit(1)

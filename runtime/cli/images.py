@@ -11,7 +11,7 @@ import click
 from runtime.cli import pass_root
 from runtime.cli.output import ago, listing, progress, size
 from runtime.containers.container import images_in_use
-from runtime.errors import RuntimeFailure
+from runtime.errors import NotFound, RuntimeFailure
 from runtime.images.reference import Reference, parse
 from runtime.images.store import Image, ImageStore
 from runtime.root import Root
@@ -111,17 +111,16 @@ def _row(image: Image, name: Reference | None, no_trunc: bool) -> dict[str, Any]
 def rmi(root: Root, names: tuple[str, ...], force: bool) -> None:
     """Remove images: a name, and with its last name the image itself."""
     store = open_store(root)
-    failures = []
+    failed = False
     for name in names:
         try:
             for line in store.remove(name, force):
                 click.echo(line)
         except RuntimeFailure as error:
-            failures.append(error)
-    for failure in failures[:-1]:
-        click.echo(f"unionctl: {failure}", err=True)
-    if failures:
-        raise failures[-1]
+            click.echo(f"unionctl: {error}", err=True)
+            failed = failed or not (force and isinstance(error, NotFound))
+    if failed:
+        raise click.exceptions.Exit(1)
 
 
 @click.command()

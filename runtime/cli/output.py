@@ -53,7 +53,10 @@ def formatted(template: str, values: Mapping[str, Any]) -> str:
         return json.dumps(value) if match[1] or isinstance(value, (dict, list, bool)) else str(value)
 
     text = template.replace(r"\t", "\t").replace(r"\n", "\n")
-    unknown = re.search(r"\{\{.*?\}\}", _FIELD.sub("", text))
+    rest = _FIELD.sub("", text)
+    unknown = re.search(r"\{\{.*?\}\}", rest)
+    if "{{" in rest and not unknown:
+        raise RuntimeFailure(f"template: unclosed action in '{template}'")
     if unknown:
         raise RuntimeFailure(f"template: {unknown[0]} is not supported, only fields and json")
     return _FIELD.sub(field, text)

@@ -11,7 +11,7 @@ import click
 
 from runtime.containers import mounts
 from runtime.containers.container import Request
-from runtime.errors import RuntimeFailure
+from runtime.errors import RuntimeFailure, one_line
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -147,7 +147,9 @@ def _file_variables(files: tuple[str, ...]) -> list[str]:
     for file in files:
         try:
             text = Path(file).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+        except OSError as error:
+            raise RuntimeFailure(f"cannot read {one_line(error)}", 125) from error
+        except UnicodeDecodeError as error:
             raise RuntimeFailure(f"cannot read {file}: {error}", 125) from error
         lines += [line.lstrip() for line in text.splitlines()]
     return _variables(tuple(line for line in lines if line and not line.startswith("#")))

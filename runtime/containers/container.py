@@ -33,7 +33,7 @@ from typing import Any, Literal
 
 from runtime.containers.mounts import Mount
 from runtime.containers.names import random_name
-from runtime.errors import RuntimeFailure
+from runtime.errors import NotFound, RuntimeFailure
 from runtime.root import Root
 
 Status = Literal["created", "starting", "running", "paused", "exited"]
@@ -221,7 +221,7 @@ def find(root: Root, reference: str) -> Container:
     if len(matches) > 1:
         raise RuntimeFailure(f"Multiple IDs found with provided prefix: {reference}")
     if not matches:
-        raise RuntimeFailure(f"No such container: {reference}")
+        raise NotFound(f"No such container: {reference}")
     return matches[0]
 
 

@@ -86,7 +86,10 @@ def start(
 
 def _process(container: Container, request: ExecRequest, window: tuple[int, int] | None) -> spec.Json:
     """The `process` object of the runtime specification."""
-    user = users.resolve(container.rootfs, request.user or container.process.user)
+    try:
+        user = users.resolve(container.rootfs, request.user or container.process.user)
+    except RuntimeFailure as error:
+        raise RuntimeFailure(error.message, 126) from error
     env = [*container.process.env, *request.env]
     process: spec.Json = {
         "terminal": request.tty,

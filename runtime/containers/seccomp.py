@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from runtime.errors import RuntimeFailure
+from runtime.errors import RuntimeFailure, one_line
 
 _ARCHITECTURES = {
     "x86_64": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86", "SCMP_ARCH_X32"],
@@ -45,8 +45,10 @@ def profile(choice: str, capabilities: Collection[str]) -> dict[str, Any] | None
     if choice:
         try:
             given: dict[str, Any] = json.loads(Path(choice).read_text())
-        except (OSError, ValueError) as error:
-            raise RuntimeFailure(f"opening seccomp profile ({choice}) failed: {error}") from error
+        except OSError as error:
+            raise RuntimeFailure(f"opening seccomp profile failed: {one_line(error)}") from error
+        except ValueError as error:
+            raise RuntimeFailure(f"opening seccomp profile failed: {choice}: {error}") from error
         return given
     table = _table()
     names = set(table["allow"])

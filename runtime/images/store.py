@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from runtime.errors import RuntimeFailure
+from runtime.errors import NotFound, RuntimeFailure
 from runtime.images.documents import Descriptor, ImageConfig, Manifest
 from runtime.images.layers import Layer, LayerStore, chain_id
 from runtime.images.layout import Layout, name_of, named, with_name, without_needless
@@ -289,7 +289,7 @@ def _resolve(name: str, images: Sequence[Image]) -> Image:
             raise RuntimeFailure(f"image ID {name} is ambiguous: {len(fitting)} images have it")
         if fitting:
             return fitting[0]
-    raise RuntimeFailure(f"No such image: {name}")
+    raise NotFound(f"No such image: {name}")
 
 
 def _matching(image: Image, name: str) -> tuple[Reference, ...]:

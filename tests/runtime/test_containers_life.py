@@ -226,6 +226,9 @@ def test_rm(unionctl: Unionctl) -> None:
     assert unionctl.out("rm", "-f", "one") == "one"
     assert not directory.exists()
     assert "No such container: one" in unionctl.err("rm", "one", code=1)
+    assert "No such container: one" in unionctl.err("rm", "-f", "one", code=0)
+    assert "No such image: gone" in unionctl.err("rmi", "gone", code=1)
+    assert "No such image: gone" in unionctl.err("rmi", "-f", "gone", code=0)
 
 
 def test_names(unionctl: Unionctl) -> None:
