@@ -138,7 +138,7 @@ def create(context: click.Context, /, **options: Any) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 @click.option("-a", "--attach", is_flag=True, help="Show what it writes, and end with its exit code.")
 @click.option("-i", "--interactive", is_flag=True, help="Pass our standard input on.")
 @click.pass_context
@@ -156,7 +156,7 @@ def start(context: click.Context, names: tuple[str, ...], attach: bool, interact
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="CONTAINER")
 @click.option("--no-stdin", is_flag=True, help="Do not pass our standard input on.")
 @click.option("--sig-proxy/--no-sig-proxy", default=True, help="Pass signals on to the container.")
 @click.pass_context
@@ -173,8 +173,10 @@ def attach(context: click.Context, name: str, no_stdin: bool, sig_proxy: bool) -
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
-@click.option("-t", "--time", "--timeout", "timeout", type=int, help="Seconds before it is killed.")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.option(
+    "-t", "--time", "--timeout", "timeout", type=int, metavar="SECONDS", help="Seconds before it is killed."
+)
 @pass_root
 def stop(root: Root, names: tuple[str, ...], timeout: int | None) -> None:
     """Ask containers to end, and kill those that do not."""
@@ -182,8 +184,10 @@ def stop(root: Root, names: tuple[str, ...], timeout: int | None) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
-@click.option("-s", "--signal", "signal_name", default="SIGKILL", help="Which signal to send.")
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@click.option(
+    "-s", "--signal", "signal_name", default="SIGKILL", metavar="SIGNAL", help="Which signal to send."
+)
 @pass_root
 def kill(root: Root, names: tuple[str, ...], signal_name: str) -> None:
     """Send a signal to containers."""
@@ -191,7 +195,7 @@ def kill(root: Root, names: tuple[str, ...], signal_name: str) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 @click.option("-f", "--force", is_flag=True, help="Kill it first if it runs.")
 @click.option("-v", "--volumes", "with_volumes", is_flag=True, help="Its anonymous volumes, too.")
 @pass_root
@@ -201,7 +205,7 @@ def rm(root: Root, names: tuple[str, ...], force: bool, with_volumes: bool) -> N
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 @pass_root
 def wait(root: Root, names: tuple[str, ...]) -> None:
     """Wait until containers have ended, and print their exit codes."""
@@ -209,7 +213,7 @@ def wait(root: Root, names: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 @pass_root
 def pause(root: Root, names: tuple[str, ...]) -> None:
     """Freeze all processes of containers."""
@@ -217,7 +221,7 @@ def pause(root: Root, names: tuple[str, ...]) -> None:
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
 @pass_root
 def unpause(root: Root, names: tuple[str, ...]) -> None:
     """Let the processes of frozen containers go on."""
@@ -227,7 +231,7 @@ def unpause(root: Root, names: tuple[str, ...]) -> None:
 @click.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Those that do not run, too.")
 @click.option("-q", "--quiet", is_flag=True, help="Only IDs.")
-@click.option("-n", "--last", type=int, help="The last N that were created.")
+@click.option("-n", "--last", type=int, metavar="NUMBER", help="The last N that were created.")
 @click.option("-l", "--latest", is_flag=True, help="The last one that was created.")
 @click.option(
     "-f", "--filter", "conditions", multiple=True, metavar="KEY=VALUE", help="name=, status=, label=, …"
@@ -268,7 +272,7 @@ def ps(
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="CONTAINER")
 @click.option("-f", "--follow", is_flag=True, help="Go on until the container ends.")
 @click.option("-n", "--tail", default="all", metavar="NUMBER", help="Only that many lines from the end.")
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time.")
@@ -291,7 +295,7 @@ def logs(root: Root, name: str, follow: bool, tail: str, timestamps: bool, since
 
 
 @click.command("exec", context_settings=CONTEXT)
-@click.argument("name")
+@click.argument("name", metavar="CONTAINER")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @click.option("-i", "--interactive", is_flag=True, help="Pass our standard input on.")
 @click.option("-t", "--tty", is_flag=True, help="Give the process a terminal.")
@@ -331,7 +335,7 @@ def exec_(
 
 
 @click.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-f", "--format", "template", metavar="FORMAT", help="json, or a template: {{.State.Status}}.")
 @click.option("--type", "kind", type=click.Choice(["container", "image", "volume"]), help="Only that kind.")
 @click.option("-s", "--size", is_flag=True, hidden=True)
@@ -373,10 +377,13 @@ def _inspect_one(root: Root, name: str, kind: str | None) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", metavar="CONTAINER")
 @pass_root
 def diff(root: Root, name: str) -> None:
-    """Show what a container changed in its filesystem: A added, C changed, D deleted."""
+    """Show what a container changed in its files.
+
+    A is added, C changed, D deleted.
+    """
     container = lifecycle.inspect(root, name)
     creating.prepare_init_layer(container)
     layers = Layers(creating.lower_layers(container))

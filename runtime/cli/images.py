@@ -30,7 +30,10 @@ def open_store(root: Root) -> ImageStore:
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @pass_root
 def load(root: Root, source: str | None, file: str | None, quiet: bool) -> None:
-    """Load images from SOURCE: a docker or OCI archive, an OCI layout directory, or - (standard input)."""
+    """Load images from SOURCE.
+
+    That is a docker or OCI archive, an OCI layout directory, or - (standard input).
+    """
     if source and file:
         raise click.UsageError("give SOURCE or --input, not both")
     source = source or file or "-"
@@ -63,7 +66,10 @@ def images(
     digests: bool,
     template: str | None,
 ) -> None:
-    """List images, those of NAME (REPOSITORY[:TAG]) only when it is given."""
+    """List images.
+
+    Only those of NAME (REPOSITORY[:TAG]) when it is given.
+    """
     rows = [
         _row(image, tag, no_trunc)
         for image in open_store(root).images()
@@ -109,7 +115,10 @@ def _row(image: Image, name: Reference | None, no_trunc: bool) -> dict[str, Any]
 @click.option("-f", "--force", is_flag=True, help="Even if an ID has several names or a container uses it.")
 @pass_root
 def rmi(root: Root, names: tuple[str, ...], force: bool) -> None:
-    """Remove images: a name, and with its last name the image itself."""
+    """Remove images.
+
+    A name is taken away, and with its last name the image itself.
+    """
     store = open_store(root)
     failed = False
     for name in names:

@@ -24,7 +24,7 @@ _OPTIONS = [
     click.option("-i", "--interactive", is_flag=True, help="Pass our standard input on."),
     click.option("-t", "--tty", is_flag=True, help="Give the container a terminal."),
     click.option("--rm", "remove", is_flag=True, help="Remove the container when it ends."),
-    click.option("--name", default="", help="Its name; one is made up without."),
+    click.option("--name", default="", metavar="NAME", help="Its name; one is made up without."),
     click.option("-e", "--env", multiple=True, metavar="K[=V]", help="Set a variable; K alone takes ours."),
     click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Set the variables in FILE."),
     click.option("-w", "--workdir", default="", metavar="DIR", help="The directory to begin in."),
@@ -32,7 +32,7 @@ _OPTIONS = [
         "-u", "--user", default="", metavar="USER[:GROUP]", help="Names of the image's, or numbers."
     ),
     click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's entrypoint."),
-    click.option("-h", "--hostname", default="", help="The container's host name."),
+    click.option("-h", "--hostname", default="", metavar="NAME", help="The container's host name."),
     click.option("--add-host", multiple=True, metavar="HOST:IP", help="Add a line to /etc/hosts."),
     click.option("--read-only", is_flag=True, help="Mount the root filesystem read-only."),
     click.option(
@@ -59,7 +59,9 @@ _OPTIONS = [
     click.option(
         "--ulimit", "ulimits", multiple=True, metavar="NAME=SOFT[:HARD]", help="Set a resource limit."
     ),
-    click.option("--oom-score-adj", type=int, default=0, help="Which process the kernel kills first."),
+    click.option(
+        "--oom-score-adj", type=int, default=0, metavar="NUMBER", help="Which process the kernel kills first."
+    ),
     click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Set metadata."),
     click.option("--cap-add", multiple=True, metavar="CAP", help="Give a capability."),
     click.option("--cap-drop", multiple=True, metavar="CAP", help="Take a capability."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import click
 
@@ -41,28 +42,31 @@ def create(root: Root, name: str | None, named: str | None, labels: tuple[str, .
 @pass_root
 def list_(root: Root, quiet: bool, filters: tuple[str, ...], template: str | None) -> None:
     """List volumes."""
+    conditions = [_condition(root, text) for text in filters]
     rows = [
         volume_row(subject)
         for subject in volumes.list_all(root)
-        if all(_passes(root, subject, text) for text in filters)
+        if all(condition(subject) for condition in conditions)
     ]
     listing(rows, {"DRIVER": "Driver", "VOLUME NAME": "Name"}, template, "Name" if quiet else None)
 
 
-def _passes(root: Root, subject: volumes.Volume, text: str) -> bool:
+def _condition(root: Root, text: str) -> Callable[[volumes.Volume], bool]:
+    """One --filter; raises RuntimeFailure when there is none like it."""
     key, _, value = text.partition("=")
     if key == "name":
-        return value in subject.name
+        return lambda subject: value in subject.name
     if key == "label":
         name, equals, wanted = value.partition("=")
-        return name in subject.labels and (not equals or subject.labels[name] == wanted)
-    if key == "dangling":
-        return (value.lower() in ("1", "true")) is not bool(volumes.users(root, subject.name))
-    raise RuntimeFailure(f"invalid filter '{key}'")
+        return lambda subject: name in subject.labels and (not equals or subject.labels[name] == wanted)
+    if key == "dangling" and value.lower() in ("0", "1", "false", "true"):
+        dangling = value.lower() in ("1", "true")
+        return lambda subject: dangling is not bool(volumes.users(root, subject.name))
+    raise RuntimeFailure(f"invalid filter '{text}'")
 
 
 @volume.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
 @click.option("-f", "--format", "template", metavar="FORMAT", help="json, or a template: {{.Mountpoint}}.")
 @pass_root
 def inspect(root: Root, names: tuple[str, ...], template: str | None) -> None:
@@ -76,7 +80,7 @@ def inspect(root: Root, names: tuple[str, ...], template: str | None) -> None:
 
 
 @volume.command()
-@click.argument("names", nargs=-1, required=True)
+@click.argument("names", nargs=-1, required=True, metavar="VOLUME...")
 @click.option("-f", "--force", is_flag=True, help="A volume that is not there is no error.")
 @pass_root
 def rm(root: Root, names: tuple[str, ...], force: bool) -> None:

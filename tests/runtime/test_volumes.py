@@ -159,6 +159,8 @@ def test_volume_commands(unionctl: Unionctl) -> None:
     unionctl("volume", "create", "../x", code=1)
     unionctl("volume", "prune", "-af")
     assert names(unionctl) == []
+    for wrong in ("no-such=filter", "dangling=x"):
+        assert wrong.partition("=")[0] in unionctl.err("volume", "ls", "-f", wrong, code=1)
 
 
 @pytest.mark.parametrize(
