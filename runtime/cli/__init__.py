@@ -94,11 +94,11 @@ class LazyGroup(click.Group):
 def _usage_error(error: click.ClickException) -> int:
     """Say in one line what is wrong with the words of a command; docker's exit code for it."""
     context = error.ctx if isinstance(error, click.UsageError) else None
-    message = error.format_message().rstrip(".")
+    message = error.format_message().rstrip(".").replace(". (", " (")
     if "\n" in message:  # no words at all: the help itself
         error.show()
         return 1
-    where = f". See '{context.command_path} --help'." if context else ""
+    where = f"; see '{context.command_path} --help'" if context else ""
     click.echo(f"unionctl: {message[:1].lower()}{message[1:]}{where}", err=True)
     of_option = isinstance(error, click.BadParameter) and isinstance(error.param, click.Option)
     return 125 if of_option or isinstance(error, (click.NoSuchOption, click.BadOptionUsage)) else 1
