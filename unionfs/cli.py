@@ -7,6 +7,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from unionfs import __version__
 from unionfs.options import OptionError, parse
@@ -23,39 +24,54 @@ examples:
 The first lowerdir is the topmost. A ':' ',' or '\\' in a path is written after a backslash.
 """
 
+_HELPER_EPILOG = """\
+mount(8) calls this for:
+  mount -t unionfs unionfs /mnt -o lowerdir=/image,upperdir=/c1/upper,workdir=/c1/work
+"""
 
-def _parser(program: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+
+class _Parser(argparse.ArgumentParser):
+    """A wrong argument is one line and exit status 1, as everything that is wrong."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _parser(program: str, usage: str, epilog: str) -> argparse.ArgumentParser:
+    parser = _Parser(
         prog=program,
-        usage=f"{program} [-f] [-d] [-o OPTION[,OPTION…]] [SOURCE] MOUNTPOINT",
+        usage=f"{program} {usage}",
         description=_DESCRIPTION,
-        epilog=_EPILOG,
+        epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("places", nargs="+", metavar="[SOURCE] MOUNTPOINT", help="where to mount")
+    parser.add_argument("places", nargs="*", metavar="[SOURCE] MOUNTPOINT", help="where to mount")
     parser.add_argument("-o", dest="options", action="append", default=[], help="mount options")
-    parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
-    parser.add_argument("-d", dest="debug", action="store_true", help="log every request; implies -f")
+    parser.add_argument("-d", dest="debug", action="store_true", help="log every request; does not return")
     parser.add_argument("-V", "--version", action="version", version=f"unionfs version {__version__}")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`unionfs [SOURCE] MOUNTPOINT -o …`. Returns the exit status: 0, or 1 with a line on stderr."""
-    return _run("unionfs", _parser("unionfs").parse_intermixed_args(arguments))
+    parser = _parser("unionfs", "[-f] [-d] [-o OPTION[,OPTION…]] [SOURCE] MOUNTPOINT", _EPILOG)
+    parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
+    return _run("unionfs", parser.parse_intermixed_args(arguments))
 
 
 def mount_helper(arguments: Sequence[str] | None = None) -> int:
     """`mount.unionfs SOURCE MOUNTPOINT [-sfnv] [-o …] [-t TYPE]`, as mount(8) calls its helpers."""
-    parser = _parser("mount.unionfs")
-    parser.usage = "mount.unionfs SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]"
+    usage = "SOURCE MOUNTPOINT [-sfnv] [-N NAMESPACE] [-o OPTIONS] [-t TYPE]"
+    parser = _parser("mount.unionfs", usage, _HELPER_EPILOG)
+    parser.add_argument("-f", dest="fake", action="store_true", help="do all but the mount itself")
     for word in ("-s", "-n", "-v"):
-        parser.add_argument(word, action="store_true", help=argparse.SUPPRESS)
+        parser.add_argument(word, action="store_true", help="what mount(8) hands down; changes nothing")
     for word in ("-N", "-t"):
-        parser.add_argument(word, help=argparse.SUPPRESS)
+        parser.add_argument(word, help="what mount(8) hands down; changes nothing")
     parsed = parser.parse_intermixed_args(arguments)
-    if parsed.foreground:
-        return 0  # to mount(8), -f is "fake": all but the mount itself
+    if parsed.fake:
+        return 0
     return _run("mount.unionfs", parsed)
 
 
@@ -70,6 +86,8 @@ def _fill_standard_descriptors() -> None:
 def _run(program: str, parsed: argparse.Namespace) -> int:
     _fill_standard_descriptors()
     places: list[str] = parsed.places
+    if not places:
+        return _refuse(program, f"no mountpoint is given (see {program} --help)")
     if len(places) > 2:
         return _refuse(program, f"'{places[2]}': more than a source and a mountpoint")
     try:
@@ -87,7 +105,7 @@ def _run(program: str, parsed: argparse.Namespace) -> int:
     source = places[0] if len(places) == 2 else "unionfs"
     mount = Mount(options, os.path.realpath(places[-1]), source, debug=parsed.debug)
     try:
-        run(mount, foreground=parsed.foreground or parsed.debug)
+        run(mount, foreground=getattr(parsed, "foreground", False) or parsed.debug)
     except MountError as error:
         return _refuse(program, str(error))
     return 0

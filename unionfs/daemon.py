@@ -108,6 +108,7 @@ def _background(mount: Mount, lowers: list[Layer], upper: Upper | None, writer: 
     _log_to_system()
 
     def ready() -> None:
+        _let_go_of(2)
         os.write(writer, _READY)
         os.close(writer)
 
@@ -137,13 +138,21 @@ def _open_descriptors() -> list[int]:
 
 
 def _let_go(inherited: list[int]) -> None:
-    """Leave the caller's session, and close every descriptor that came from it."""
+    """Leave the caller's session, and every descriptor that came from it but stderr.
+
+    That stays until the mount is there, for what fusermount3 has to say.
+    """
     os.setsid()
-    null = os.open(os.devnull, os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
+    for fd in (0, 1):
+        _let_go_of(fd)
     for fd in inherited:
         os.close(fd)
+
+
+def _let_go_of(standard: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    os.dup2(null, standard)
+    os.close(null)
 
 
 def _log_to_system() -> None:

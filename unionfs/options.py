@@ -7,6 +7,7 @@ Later ones win; several -o add up.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -87,6 +88,12 @@ _NO_EFFECT_WITH_VALUE = frozenset(
     "max_idle_threads max_threads clone_fd timeout_entry timeout_attr".split()
 )
 
+#: Words that would be missed if a slip of the finger made others of them.
+_OWN = (
+    "lowerdir upperdir workdir volatile fsync noacl noxattrs static_nlink timeout redirect_dir metacopy "
+    "uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid"
+).split()
+
 #: Features of overlayfs that change what is on disk: only their default can be had.
 _ONLY_OFF = {
     "index": ("off",),
@@ -150,6 +157,9 @@ def _with(options: Options, name: str, value: str | None) -> Options:
         return options
     if name in _NO_EFFECT or name in _NO_EFFECT_WITH_VALUE or name.startswith("x-"):
         return options
+    meant = difflib.get_close_matches(name, _OWN, n=1, cutoff=0.8)
+    if meant:
+        raise ValueError(f"there is no such option; is {meant[0]} meant?")
     return replace(options, ignored=(*options.ignored, name))
 
 

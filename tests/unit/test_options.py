@@ -159,3 +159,11 @@ def test_id_maps():
     options = parse(["lowerdir=/a,uidmapping=1000:0:1:100000:1:65536,gidmapping=5:0:1,squash_to_gid=7"])
     assert options.idmaps.uid.shown(100_001) == 2
     assert options.idmaps.gid.shown(5) == 7
+
+
+@pytest.mark.parametrize(
+    ("slip", "meant"), [("uperdir", "upperdir"), ("lowerdirs", "lowerdir"), ("volatil", "volatile")]
+)
+def test_a_slip_of_the_finger_is_refused(slip, meant):
+    with pytest.raises(OptionError, match=f"is {meant} meant"):
+        parse([f"lowerdir=/a,{slip}=/b"])
