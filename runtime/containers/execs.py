@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 import secrets
 import shutil
@@ -64,6 +65,12 @@ def start(
         raise RuntimeFailure(f"Container {reference} is paused, unpause the container before exec")
     if container.state.status != "running":
         raise RuntimeFailure(f"container {container.id} is not running")
+    try:
+        os.statvfs(container.rootfs)  # always asks the server; stat may answer from the kernel's cache
+    except OSError as error:  # its server was killed
+        raise RuntimeFailure(
+            f"the root filesystem of container {reference} is gone ({error.strerror}): stop and start it", 126
+        ) from error
     directory = container.directory / f"exec-{secrets.token_hex(8)}"
     directory.mkdir(mode=0o700)
     try:

@@ -102,6 +102,17 @@ def test_a_container_whose_monitor_was_killed_is_ended(unionctl: Unionctl) -> No
     assert unionctl.out("exec", "one", "echo", "again") == "again"
 
 
+def test_exec_says_that_the_root_filesystem_was_killed(unionctl: Unionctl) -> None:
+    unionctl("run", "-d", "--name", "one", "busybox", "sleep", "1000")
+    (server,) = (pid for pid, line in unionctl.processes().items() if "-m unionfs" in line)
+    os.kill(server, signal.SIGKILL)
+    assert eventually(lambda: server not in unionctl.processes())
+    assert "root filesystem of container one is gone" in unionctl.err("exec", "one", "ls", code=126)
+    unionctl("stop", "-t", "0", "one")
+    unionctl("start", "one")
+    unionctl("exec", "one", "ls")
+
+
 def test_a_waiting_run_sees_that_the_monitor_was_killed(unionctl: Unionctl) -> None:
     process = unionctl.popen("run", "--rm", "--name", "one", "busybox", "sleep", "1000")
     assert eventually(lambda: "Up" in unionctl.out("ps", "--format", "{{.Status}}"))
