@@ -8,6 +8,7 @@ import pwd
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pyfuse3
@@ -116,7 +117,15 @@ AFTER = STAYS | {"d/moved", "e/fresh", "link", "new", "pipe"}
 
 
 @pytest.fixture
-def interpreter(place):
+def place():
+    """Not below pytest's own directory, which every other pytest that starts closes to other users."""
+    with tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        yield Path(directory)
+
+
+@pytest.fixture
+def interpreter():
     """A Python that every user may start, and the environment by which it finds the driver."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         if shutil.which(candidate) is None:
