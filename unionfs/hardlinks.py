@@ -20,7 +20,7 @@ import stat
 from collections.abc import Callable, Iterator
 
 from unionfs import redirect
-from unionfs.layer import Layer, join
+from unionfs.layer import Layer, join, split
 from unionfs.nodes import Node
 from unionfs.tree import Tree
 from unionfs.upper import Upper
@@ -97,7 +97,8 @@ class HardLinks:
                 linked.append(self._link(staging_fd, staged, parent, name))
         except BaseException:
             for path in linked:
-                self._upper.remove(path, directory=False)
+                with self._upper.keeps_times(split(path)[0]):
+                    self._upper.remove(path, directory=False)
             os.unlink(record, dir_fd=self._records_fd)
             raise
         os.unlink(record, dir_fd=self._records_fd)

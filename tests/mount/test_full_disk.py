@@ -165,7 +165,6 @@ def test_each_change(disk, make_union, remains):
 
 
 @LEVELS
-@pytest.mark.xfail(strict=False, reason="the parents of names that were linked already get another mtime")
 def test_hard_links(disk, make_union, remains):
     go_through(disk, make_union, remains, HARD_LINKS)
 
