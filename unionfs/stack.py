@@ -17,6 +17,7 @@ from unionfs import syscalls, whiteout
 from unionfs.layer import Layer, open_lower
 from unionfs.options import Options
 from unionfs.upper import Upper, remove_tree
+from unionfs.whiteout import Convention
 
 #: Seconds to wait for an earlier server of the same upper that is just ending.
 LOCK_PATIENCE = 3.0
@@ -148,8 +149,9 @@ def _open_upper(upperdir: str, workdir: str) -> Upper:
             # What an earlier server left half done. `incompat` belongs to kernel overlayfs.
             if name != "incompat":
                 remove_tree(staging_fd, os.fsencode(name))
-        _check_fit(staging_fd)
-        upper = Upper(upperdir, root_fd, staging_fd, work_fd, locks, crosses_mounts=crosses)
+        upper = Upper(
+            upperdir, root_fd, staging_fd, work_fd, locks, _convention(staging_fd), crosses_mounts=crosses
+        )
     except BaseException:
         for fd in locks:
             os.close(fd)
@@ -157,8 +159,12 @@ def _open_upper(upperdir: str, workdir: str) -> Upper:
     return upper
 
 
-def _check_fit(staging_fd: int) -> None:
-    """Try what every upper layer needs. Raises _UpperUnfit; OSError for a full or read-only disk."""
+def _convention(staging_fd: int) -> Convention:
+    """Try what every upper layer needs; returns the form in which whiteouts can be written.
+
+    A full disk cannot be tried, and must be mounted all the same, or nobody could make room on it: then
+    it is taken for one of the usual kind. Raises _UpperUnfit; OSError for a read-only disk.
+    """
     probe, other = b"probe", b"other"
     try:
         os.symlink(b"target", probe, dir_fd=staging_fd)
@@ -168,11 +174,17 @@ def _check_fit(staging_fd: int) -> None:
         syscalls.renameat2(staging_fd, probe, staging_fd, other, syscalls.RENAME_EXCHANGE)
         os.rmdir(probe, dir_fd=staging_fd)
         os.rmdir(other, dir_fd=staging_fd)
-        whiteout.convention_for(staging_fd)
+        return whiteout.convention_for(staging_fd)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return Convention.DEVICE
         if error.errno in (errno.EPERM, errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
             raise _UpperUnfit("it lacks symlinks, whiteouts or exchange of names") from None
         raise
+    finally:
+        for name in (probe, other):
+            with contextlib.suppress(FileNotFoundError):
+                remove_tree(staging_fd, name)
 
 
 def _lock(*directories: str) -> list[int]:

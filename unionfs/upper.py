@@ -54,6 +54,7 @@ class Upper(Layer):
         staging_fd: int,
         work_fd: int,
         locks: list[int],
+        convention: Convention,
         *,
         crosses_mounts: bool,
     ) -> None:
@@ -63,7 +64,7 @@ class Upper(Layer):
         self.work_fd = work_fd
         self._locks = locks
         self._serial = 0
-        self.convention = whiteout.convention_for(staging_fd)
+        self.convention = convention
         self._own_ids = (os.geteuid(), os.getegid())
         self._takes_ids = False
 

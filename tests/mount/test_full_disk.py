@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.layers import Dir, File, HardLink, opaque, whiteout
 from support.snapshot import differences, names_of, snapshot
-from support.union import command, detach, errno_of
+from support.union import command, detach, errno_of, wait_until
 
 pytestmark = pytest.mark.root
 
@@ -193,3 +193,22 @@ def test_a_disk_that_is_filled_by_whiteouts(disk, make_union):
     assert os.listdir(union.work / "work") == []
     union.remount()
     assert os.listdir(union.root) == ["other"]
+
+
+@pytest.mark.parametrize("remains", [(0, None), (None, 0)], ids=["no block", "no inode"])
+def test_a_full_disk_can_be_mounted_to_make_room(disk, make_union, remains):
+    low = make_union({"low": "l"}, mount=False)
+    union = make_union({}, upper={"big": "b" * 100_000, "kept": "k"}, under=disk, mount=False)
+    union.share_lowers(low)
+    union.mount()
+    filler = Filler(disk)
+    filler.leave(*remains)
+    union.remount()
+    assert (union.root / "kept").read_text() == "k"
+    assert errno_of((union.root / "new").write_text, "n" * 50_000) == "ENOSPC"
+    (union.root / "new").unlink(missing_ok=True)
+    (union.root / "big").unlink()
+    # The disk has the room when the kernel has forgotten the file, which it says in its own time.
+    wait_until(lambda: errno_of((union.root / "new").write_text, "n" * 50_000) == "", "there is room")
+    assert not (union.root / "big").exists()
+    filler.clear()
