@@ -41,6 +41,8 @@ from unionfs.whiteout import (
     MARKER_PREFIX,
     OPAQUE_MARKER,
     WHITEOUT_DEVICE,
+    Convention,
+    allow_xattr_whiteouts,
     convention_for,
     is_reserved,
     marked_name,
@@ -436,6 +438,8 @@ class _Unpacker:
                 self._count()
                 if len(path[-1]) > self._limits.name - len(MARKER_PREFIX):
                     raise self._refuse(path[-1], "is too long a name to be hidden")
+                if convention is Convention.XATTR:
+                    allow_xattr_whiteouts(parent)
                 write_whiteout(parent, path[-1], convention)
         # What these look like, no lower layer says.
         self._implicit -= {path for path in self._implicit if _is_beneath(path, opaque)} | self._whiteouts

@@ -12,6 +12,11 @@ from unionctl_runner import Unionctl, dead_cgroups
 
 pytestmark = pytest.mark.root
 
+#: Seconds after which something hangs; a busy machine takes one or two minutes.
+PATIENCE = 900
+
+COUNT = "find / -xdev | wc -l"
+
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -40,13 +45,13 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def debian(archive: Path, tmp_path: Path) -> Iterator[Unionctl]:
     cgroups = dead_cgroups()
     runner = Unionctl(tmp_path / "state")
-    runner("load", "-q", "-i", str(archive))
+    runner("load", "-q", "-i", str(archive), timeout=PATIENCE)
     yield runner
     runner.end(cgroups)
 
 
 def test_works_in_a_container(debian: Unionctl) -> None:
-    before = int(debian.out("run", "--rm", "debian:bookworm", "sh", "-c", "find / -xdev | wc -l"))
+    before = int(debian.out("run", "--rm", "debian:bookworm", "sh", "-c", COUNT, timeout=PATIENCE))
     said = debian.out(
         *("run", "--name", "one", "debian:bookworm", "bash", "-euc"),
         """
@@ -60,10 +65,11 @@ def test_works_in_a_container(debian: Unionctl) -> None:
         mkdir /usr/share && ls -A /usr/share
         find / -xdev -name 'doc*' -path '/usr/share/*'
         """,
+        timeout=PATIENCE,
     )
     assert said.splitlines() == ["perl 42", "copied", "unpacked", "verified", "removed"]
     diff = debian.out("diff", "one").splitlines()
     assert "C /usr" in diff and "D /usr/share/doc" in diff
-    after = int(debian.out("run", "--rm", "debian:bookworm", "sh", "-c", "find / -xdev | wc -l"))
+    after = int(debian.out("run", "--rm", "debian:bookworm", "sh", "-c", COUNT, timeout=PATIENCE))
     assert after == before > 5000
     debian("rm", "one")
