@@ -14,13 +14,11 @@ import os
 import stat
 from collections.abc import Iterable
 
-from unionfs import redirect
+from unionfs import redirect, xattr
 from unionfs.layer import Layer
 from unionfs.redirect import Place
 
 XATTRS = ("trusted.overlay.metacopy", "user.overlay.metacopy")
-
-_NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
 
 
 def is_metacopy(path: bytes, *, follow: bool = False) -> bool:
@@ -28,7 +26,7 @@ def is_metacopy(path: bytes, *, follow: bool = False) -> bool:
     try:
         names = os.listxattr(path, follow_symlinks=follow)
     except OSError as error:
-        if error.errno not in _NO_XATTR:
+        if error.errno not in xattr.NONE:
             raise
         return False
     return any(name in XATTRS for name in names)
@@ -52,7 +50,7 @@ def unmark(path: bytes, *, follow: bool = False) -> None:
         try:
             os.removexattr(path, name, follow_symlinks=follow)
         except OSError as error:
-            if error.errno not in _NO_XATTR:
+            if error.errno not in xattr.NONE:
                 raise
 
 

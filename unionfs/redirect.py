@@ -11,12 +11,11 @@ out of them.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterable
 
-from unionfs import whiteout
+from unionfs import whiteout, xattr
 from unionfs.layer import Layer, join
 from unionfs.whiteout import Opaque
 
@@ -24,17 +23,12 @@ XATTRS = ("trusted.overlay.redirect", "user.overlay.redirect")
 
 Place = tuple[Layer, bytes]
 
-_NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
-
 
 def read(path: bytes, *, follow: bool = False) -> bytes | None:
     """The redirect of what is at `path`, None when it has none or one that makes no sense."""
     for name in XATTRS:
-        try:
-            value = os.getxattr(path, name, follow_symlinks=follow)
-        except OSError as error:
-            if error.errno not in _NO_XATTR:
-                raise
+        value = xattr.first(path, (name,), follow=follow)
+        if value is None:
             continue
         parts = value.removeprefix(b"/").split(b"/")
         absolute = value.startswith(b"/")

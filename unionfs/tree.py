@@ -18,7 +18,7 @@ import stat
 
 import xxhash
 
-from unionfs import metacopy, redirect, whiteout
+from unionfs import metacopy, redirect, whiteout, xattr
 from unionfs.layer import DirectoryEntry, Layer, join
 from unionfs.nodes import ROOT, Entry, Listing, Node, NodeTable
 from unionfs.redirect import Place
@@ -32,8 +32,6 @@ _INO_BITS = 48
 #: file with all its xattrs is not taken for it.
 ORIGIN_XATTR = "unionfs.origin"
 ORIGIN_XATTRS = ("trusted." + ORIGIN_XATTR, "user." + ORIGIN_XATTR)
-
-_NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
 
 
 class Tree:
@@ -271,19 +269,11 @@ class Tree:
     def _origin(self, path: bytes, status: os.stat_result) -> int:
         """The number an upper file had before it was copied up; 0 when it was not, or is a copy of such."""
         assert self.upper is not None
-        for name in ORIGIN_XATTRS:
-            try:
-                value = self.upper.getxattr(path, name.encode())
-            except OSError as error:
-                if error.errno not in _NO_XATTR:
-                    raise
-                continue
-            number, _, own = value.partition(b"@")
-            try:
-                return int(number, 16) if int(own, 16) == status.st_ino else 0
-            except ValueError:
-                return 0
-        return 0
+        number, _, own = (xattr.first(self.upper.proc_path(path), ORIGIN_XATTRS) or b"").partition(b"@")
+        try:
+            return int(number, 16) if int(own, 16) == status.st_ino else 0
+        except ValueError:
+            return 0
 
     # Merging ---------------------------------------------------------------------------------------
 

@@ -22,7 +22,7 @@ import os
 import stat
 from collections.abc import Iterable
 
-from unionfs import syscalls
+from unionfs import syscalls, xattr
 
 MARKER_PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
@@ -33,8 +33,6 @@ OPAQUE_XATTRS = ("trusted.overlay.opaque", "user.overlay.opaque", "user.fuseover
 WHITEOUT_XATTRS = ("trusted.overlay.whiteout", "user.overlay.whiteout")
 
 WHITEOUT_DEVICE = os.makedev(0, 0)
-
-_NO_XATTR = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
 
 
 class Convention(enum.Enum):
@@ -91,7 +89,7 @@ def _holds_device_form(dir_fd: int, probe: bytes) -> bool:
         finally:
             os.close(fd)
     except OSError as error:
-        if error.errno not in _NO_XATTR:
+        if error.errno not in xattr.NONE:
             raise
         return False
     finally:
@@ -176,7 +174,7 @@ def opaque_state(path: bytes, present: Iterable[str] | None = None) -> Opaque:
         try:
             present = os.listxattr(path, follow_symlinks=False)
         except OSError as error:
-            if error.errno in _NO_XATTR:
+            if error.errno in xattr.NONE:
                 return Opaque.NO
             raise
     names = set(present)

@@ -10,6 +10,10 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
+
+#: Errors that mean that there is no such attribute.
+NONE = (errno.ENODATA, errno.ENOTSUP, errno.EPERM)
 
 #: Names that begin so belong to layers, and what follows there for a user's attribute of such a name.
 _PRIVATE = {
@@ -39,6 +43,20 @@ def shown(name: bytes) -> bytes | None:
             rest = name[len(prefix) :]
             return prefix + rest[len(escape) :] if rest.startswith(escape) else None
     return name
+
+
+def first(path: bytes, names: Iterable[str], *, follow: bool = False) -> bytes | None:
+    """The value of the first of some attributes that a path has, None when it has none of them.
+
+    Raises OSError, but not for a disk without attributes, or one that must not be read.
+    """
+    for name in names:
+        try:
+            return os.getxattr(path, name, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno not in NONE:
+                raise
+    return None
 
 
 def copy(source: bytes, target: bytes) -> None:
