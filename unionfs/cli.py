@@ -1,4 +1,8 @@
-"""The commands `unionfs` and `mount.unionfs`: arguments become options, options a mount."""
+"""The commands `unionfs`, `mount.unionfs` and `fuse-overlayfs`: arguments become options, options a mount.
+
+The last is `unionfs` by another name: a link called `fuse-overlayfs` to it stands in for that program, for
+engines that look for it in PATH. Only whoever makes the link gets it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NoReturn
 
 from unionfs import __version__
@@ -29,6 +34,9 @@ mount(8) calls this for:
   mount -t unionfs unionfs /mnt -o lowerdir=/image,upperdir=/c1/upper,workdir=/c1/work
 """
 
+#: The name under which container engines look for us in PATH.
+DROP_IN = "fuse-overlayfs"
+
 
 class _Parser(argparse.ArgumentParser):
     """A wrong argument is one line and exit status 1, as everything that is wrong."""
@@ -49,15 +57,22 @@ def _parser(program: str, usage: str, epilog: str) -> argparse.ArgumentParser:
     parser.add_argument("places", nargs="*", metavar="[SOURCE] MOUNTPOINT", help="where to mount")
     parser.add_argument("-o", dest="options", action="append", default=[], help="mount options")
     parser.add_argument("-d", dest="debug", action="store_true", help="log every request; does not return")
-    parser.add_argument("-V", "--version", action="version", version=f"unionfs version {__version__}")
+    parser.add_argument("-V", "--version", action="version", version=_version(program))
     return parser
+
+
+def _version(program: str) -> str:
+    """What --version says; `podman info` shows all of it."""
+    ours = f"unionfs version {__version__}"
+    return ours if program != DROP_IN else f"{DROP_IN}: {ours}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """`unionfs [SOURCE] MOUNTPOINT -o …`. Returns the exit status: 0, or 1 with a line on stderr."""
-    parser = _parser("unionfs", "[-f] [-d] [-o OPTION[,OPTION…]] [SOURCE] MOUNTPOINT", _EPILOG)
+    program = DROP_IN if os.path.basename(sys.argv[0]) == DROP_IN else "unionfs"
+    parser = _parser(program, "[-f] [-d] [-o OPTION[,OPTION…]] [SOURCE] MOUNTPOINT", _EPILOG)
     parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
-    return _run("unionfs", parser.parse_intermixed_args(arguments))
+    return _run(program, parser.parse_intermixed_args(arguments))
 
 
 def mount_helper(arguments: Sequence[str] | None = None) -> int:
@@ -91,11 +106,14 @@ def _run(program: str, parsed: argparse.Namespace) -> int:
     if len(places) > 2:
         return _refuse(program, f"'{places[2]}': more than a source and a mountpoint")
     try:
-        options = parse(parsed.options)
+        options = parse(parsed.options, lenient=program == DROP_IN)
     except OptionError as error:
         return _refuse(program, str(error))
     for name in options.ignored:
         print(f"{program}: unknown option ignored: {name}", file=sys.stderr)
+
+    if "FUSE_OVERLAYFS_DISABLE_OVL_WHITEOUT" in os.environ:
+        options = replace(options, markers=True)
 
     # Imported late: a wrong option, --version and --help are answered without FUSE.
     from unionfs.daemon import Mount, MountError, run

@@ -30,6 +30,10 @@ class Options:
     flags: int = 0
     #: fsync(2) and copy-up reach the disk.
     sync: bool = True
+    #: The workdir is marked, so that the upper layer is not trusted after a crash of the machine.
+    volatile: bool = False
+    #: Whiteouts are written as `.wh.` files even where devices can be made.
+    markers: bool = False
     acl: bool = True
     xattrs: bool = True
     static_nlink: bool = False
@@ -101,18 +105,25 @@ _ONLY_OFF = {
     "verity": ("off",),
 }
 
+#: What a lenient reading takes; all else it passes over.
+_KNOWN = frozenset((*_OWN, "lowerdir+", *_FLAGS, *_NO_EFFECT, *_NO_EFFECT_WITH_VALUE))
 
-def parse(texts: Iterable[str]) -> Options:
+
+def parse(texts: Iterable[str], *, lenient: bool = False) -> Options:
     """Read the values of all -o arguments.
 
-    Raises OptionError.
+    `lenient`: an unknown option is passed over, whatever it looks like, and so is a feature that cannot be
+    had; a container engine cannot be told of a slip. Raises OptionError.
     """
     options = Options()
     for text in texts:
         for option in split_options(text):
             name, has_value, value = option.partition("=")
             try:
-                options = _with(options, name, value if has_value else None)
+                if lenient and name not in _KNOWN:
+                    options = replace(options, ignored=(*options.ignored, option))
+                else:
+                    options = _with(options, name, value if has_value else None)
             except ValueError as error:
                 raise OptionError(f"option '{option}': {error}") from None
     if not options.lowerdirs:
@@ -134,7 +145,7 @@ def _with(options: Options, name: str, value: str | None) -> Options:
     if name in ("uidmapping", "gidmapping", "squash_to_root", "squash_to_uid", "squash_to_gid"):
         return replace(options, idmaps=_with_ids(options.idmaps, name, value))
     if name == "volatile":
-        return replace(options, sync=False)
+        return replace(options, sync=False, volatile=True)
     if name == "fsync":
         return replace(options, sync=_switch(value))
     if name == "noacl":

@@ -13,14 +13,14 @@ import re
 import time
 from collections.abc import Iterator
 
-from unionfs import syscalls, whiteout
+from unionfs import syscalls, volatile, whiteout
 from unionfs.layer import Layer, open_lower
 from unionfs.options import Options
 from unionfs.upper import Upper, remove_tree
 from unionfs.whiteout import Convention
 
 #: Seconds to wait for an earlier server of the same upper that is just ending.
-LOCK_PATIENCE = 3.0
+LOCK_PATIENCE = 10.0
 
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -58,7 +58,7 @@ def open_stack(options: Options) -> tuple[list[Layer], Upper | None]:
         if upperdir is None or workdir is None:
             return lowers, None
         with _named("upperdir", upperdir):
-            return lowers, _open_upper(upperdir, workdir)
+            return lowers, _open_upper(upperdir, workdir, options)
     except BaseException:
         for layer in lowers:
             layer.close()
@@ -80,6 +80,8 @@ def _named(option: str, path: str) -> Iterator[None]:
         yield
     except _UpperInUse as error:
         raise StackError(f"{option} '{path}': in use by another mount ('{error}' is locked)") from None
+    except volatile.Untrusted as error:
+        raise StackError(f"{option} '{path}': {error}") from None
     except _UpperUnfit as error:
         raise StackError(f"{option} '{path}': its filesystem cannot hold an upper layer: {error}") from None
     except OSError as error:
@@ -134,10 +136,10 @@ def _kernel_overlay_uppers() -> set[str]:
 # The upper layer and its workdir -------------------------------------------------------------------
 
 
-def _open_upper(upperdir: str, workdir: str) -> Upper:
+def _open_upper(upperdir: str, workdir: str, options: Options) -> Upper:
     """Open and lock an upper directory and its workdir; both absolute and free of symlinks.
 
-    Raises _UpperInUse, _UpperUnfit, or OSError when they cannot be written.
+    Raises _UpperInUse, _UpperUnfit, volatile.Untrusted, or OSError when they cannot be written.
     """
     locks = _lock(upperdir, workdir)
     try:
@@ -145,13 +147,15 @@ def _open_upper(upperdir: str, workdir: str) -> Upper:
         with contextlib.suppress(FileExistsError):
             os.mkdir(b"work", 0o700, dir_fd=work_fd)
         staging_fd = os.open(b"work", _DIRECTORY, dir_fd=work_fd)
+        volatile.check(staging_fd)
+        if options.volatile:
+            volatile.mark(staging_fd)
         for name in os.listdir(staging_fd):
-            # What an earlier server left half done. `incompat` belongs to kernel overlayfs.
+            # What an earlier server left half done. `incompat` is of volatile.py and of kernel overlayfs.
             if name != "incompat":
                 remove_tree(staging_fd, os.fsencode(name))
-        upper = Upper(
-            upperdir, root_fd, staging_fd, work_fd, locks, _convention(staging_fd), crosses_mounts=crosses
-        )
+        convention = Convention.MARKER if options.markers else _convention(staging_fd)
+        upper = Upper(upperdir, root_fd, staging_fd, work_fd, locks, convention, crosses_mounts=crosses)
     except BaseException:
         for fd in locks:
             os.close(fd)
