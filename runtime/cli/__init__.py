@@ -28,6 +28,7 @@ COMMANDS = {
     "rm": "runtime.cli.containers:rm",
     "rmi": "runtime.cli.images:rmi",
     "run": "runtime.cli.containers:run",
+    "serve": "runtime.cli.serve:serve",
     "start": "runtime.cli.containers:start",
     "stop": "runtime.cli.containers:stop",
     "tag": "runtime.cli.images:tag",

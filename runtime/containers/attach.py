@@ -26,9 +26,9 @@ from types import FrameType
 
 from runtime.errors import RuntimeFailure
 
-_STDOUT, _STDERR = 2, 3
-_PACKET = 8192  # conmon reads up to 32 KiB at once, and cuts off what is longer
-_FROM_CONTAINER = 64 << 10
+STDOUT, STDERR = 2, 3
+PACKET = 8192  # conmon reads up to 32 KiB at once, and cuts off what is longer
+FROM_CONTAINER = 64 << 10
 _RESIZE = 1  # conmon's ctl FIFO: "1 ROWS COLUMNS"
 
 DETACH_KEYS = b"\x10\x11"  # ctrl-p ctrl-q
@@ -74,14 +74,13 @@ class Attachment:
         """Leave; the container goes on."""
         self._socket.close()
 
+    def take(self) -> socket.socket:
+        """The connection itself, non-blocking, for one who passes the data on by other means than `join`."""
+        return self._socket
+
     def resize(self, rows: int, columns: int) -> None:
         """Tell the container's terminal its size; nothing happens when it has ended."""
-        with contextlib.suppress(OSError):
-            fd = os.open(self._directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            try:
-                os.write(fd, b"%d %d %d\n" % (_RESIZE, rows, columns))
-            finally:
-                os.close(fd)
+        resize(self._directory, rows, columns)
 
     def join(self, streams: Streams, send_signal: Callable[[int], None] | None = None) -> bool:
         """Pass data both ways until the container ends (True) or the detach keys are typed (False).
@@ -113,6 +112,16 @@ class Attachment:
         return handle
 
 
+def resize(directory: Path, rows: int, columns: int) -> None:
+    """Tell the terminal of the process in `directory` its size; nothing happens when it has ended."""
+    with contextlib.suppress(OSError):
+        fd = os.open(directory / "ctl", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"%d %d %d\n" % (_RESIZE, rows, columns))
+        finally:
+            os.close(fd)
+
+
 class _Pump:
     """The loop that passes data, one buffer in each direction."""
 
@@ -126,7 +135,7 @@ class _Pump:
     ) -> None:
         self._socket = connection
         self._streams = streams
-        self._keys = _DetachKeys() if raw else None
+        self._keys = DetachKeys() if raw else None
         self._wakeup = wakeup
         self._on_signal = on_signal
         self._pending = b""  # read from stdin, not yet taken by conmon
@@ -156,14 +165,14 @@ class _Pump:
     def _receive(self) -> bool:
         """Take one message from the container; False at the end."""
         try:
-            message = self._socket.recv(_FROM_CONTAINER)
+            message = self._socket.recv(FROM_CONTAINER)
         except BlockingIOError:
             return True
         except ConnectionResetError:  # it ended with some of our stdin unread
             return False
         if not message:
             return False
-        target = self._streams.stderr if message[0] == _STDERR else self._streams.stdout
+        target = self._streams.stderr if message[0] == STDERR else self._streams.stdout
         data = memoryview(message)[1:]
         while data:
             data = data[os.write(target, data) :]
@@ -173,7 +182,7 @@ class _Pump:
         """Read once from stdin and hand it on; False when the detach keys were typed."""
         assert self._stdin is not None
         try:
-            data = os.read(self._stdin, _PACKET)
+            data = os.read(self._stdin, PACKET)
         except OSError:  # the terminal went away
             data = b""
         if not data:
@@ -217,18 +226,20 @@ class _Pump:
             self._socket.shutdown(socket.SHUT_WR)
 
 
-class _DetachKeys:
-    """Finds the detach keys in what is typed; a first key that no second follows is passed on late."""
+class DetachKeys:
+    """Finds the detach keys in what is typed; their beginning, while nothing follows it, is held back."""
 
-    def __init__(self) -> None:
+    def __init__(self, keys: bytes = DETACH_KEYS) -> None:
+        self._keys = keys
         self._held = b""
 
     def filter(self, typed: bytes) -> tuple[bytes, bool]:
         """What is to be passed on of `typed`, and whether the keys were there."""
         data = self._held + typed
-        if DETACH_KEYS in data:
+        if self._keys in data:
             return b"", True
-        self._held = DETACH_KEYS[:1] if data.endswith(DETACH_KEYS[:1]) else b""
+        begun = (length for length in range(len(self._keys) - 1, 0, -1) if data.endswith(self._keys[:length]))
+        self._held = self._keys[: next(begun, 0)]
         return data[: len(data) - len(self._held)], False
 
     def rest(self) -> bytes:

@@ -53,7 +53,7 @@ def read(
 
     Raises RuntimeFailure when `since` is neither.
     """
-    first = _instant(since) if since else ""
+    first = instant(since) if since else ""
     try:
         file = open(path, "rb")  # noqa: SIM115 - closed below, after this one error
     except FileNotFoundError:
@@ -114,7 +114,7 @@ def _utc(stamp: str) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{(match[2] or '').ljust(9, '0')[:9]}Z"
 
 
-def _instant(text: str) -> str:
+def instant(text: str) -> str:
     """docker's --since: RFC 3339, a date, seconds since the epoch, or a duration (1h30m) back from now."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         seconds, _, fraction = text.partition(".")

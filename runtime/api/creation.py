@@ -1,0 +1,204 @@
+"""What a client asks for in POST /containers/create, as the runtime's Request.
+
+What the runtime cannot do is refused by name when it would change what the container is or may do; a wish
+that only tunes it becomes a warning in the answer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from runtime.api.errors import ApiError, NotImplementedHere
+from runtime.api.values import Fields
+from runtime.containers import mounts
+from runtime.containers.container import Request
+from runtime.containers.mounts import Mount
+
+#: Fields of HostConfig that are refused, with the values by which clients say "default".
+_REFUSED: dict[str, tuple[Any, ...]] = {
+    "Privileged": (False,),
+    "PidMode": ("", "private"),
+    "IpcMode": ("", "private", "shareable"),
+    "UTSMode": ("",),
+    "UsernsMode": ("", "host"),
+    "CgroupnsMode": ("", "private", "host"),
+    "VolumesFrom": (),
+    "Devices": (),
+    "DeviceRequests": (),
+    "DeviceCgroupRules": (),
+    "GroupAdd": (),
+    "Sysctls": (),
+    "Init": (False,),
+    "PortBindings": (),
+    "PublishAllPorts": (False,),
+    "Links": (),
+    "Isolation": ("", "default"),
+}
+_WARNED: dict[str, tuple[Any, ...]] = {
+    "RestartPolicy": (
+        {"Name": "no", "MaximumRetryCount": 0},
+        {"Name": "", "MaximumRetryCount": 0},
+        {"Name": "no"},
+    ),
+    "BlkioWeight": (0,),
+    "CpuShares": (0,),
+    "CpusetCpus": ("",),
+    "CpusetMems": ("",),
+    "MemoryReservation": (0,),
+    "OomKillDisable": (False,),
+    "Dns": (),
+    "DnsOptions": (),
+    "DnsSearch": (),
+    "CgroupParent": ("",),
+    "StorageOpt": (),
+    "VolumeDriver": ("", "local"),
+}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request, what of it cannot be had, and the (rows, columns) that its terminal begins with."""
+
+    request: Request
+    warnings: list[str]
+    window: tuple[int, int] | None
+
+
+def to_request(config: Fields) -> Wanted:
+    """The body of a create as a Request.
+
+    Raises ApiError 400 for what makes no sense, 501 for what the runtime has not.
+    """
+    host = config.fields("HostConfig")
+    warnings = _check(host)
+    if not config.text("Image"):
+        raise ApiError(400, "no image was named: Config.Image is empty")
+    healthcheck = config.fields("Healthcheck").texts("Test")
+    if healthcheck and healthcheck != ("NONE",):
+        warnings.append("the health check is not run")
+    no_new_privileges, seccomp = _security(host.texts("SecurityOpt"))
+    entrypoint = config.words("Entrypoint")
+    attached = config.flag("AttachStdin")
+    window = host.value.get("ConsoleSize")
+    size = tuple(window) if isinstance(window, list) and len(window) == 2 and all(window) else None
+    return Wanted(
+        Request(
+            image=config.text("Image"),
+            command=config.words("Cmd") or (),
+            entrypoint=tuple(filter(None, entrypoint)) if entrypoint else None,
+            env=config.texts("Env"),
+            working_dir=config.text("WorkingDir"),
+            user=config.text("User"),
+            hostname=config.text("Hostname"),
+            labels=config.mapping("Labels"),
+            tty=config.flag("Tty"),
+            stdin=config.flag("OpenStdin"),
+            stdin_once=config.flag("StdinOnce") or (attached and config.flag("OpenStdin")),
+            remove=host.flag("AutoRemove"),
+            read_only=host.flag("ReadonlyRootfs"),
+            mounts=tuple(_mounts(config, host)),
+            network=_network(host.text("NetworkMode")),
+            extra_hosts=host.texts("ExtraHosts"),
+            memory=host.number("Memory"),
+            nano_cpus=_nano_cpus(host),
+            pids_limit=max(host.number("PidsLimit"), 0),
+            shm_size=host.number("ShmSize") or 64 << 20,
+            ulimits=tuple(_ulimits(host)),
+            oom_score_adj=host.number("OomScoreAdj"),
+            cap_add=host.texts("CapAdd"),
+            cap_drop=host.texts("CapDrop"),
+            no_new_privileges=no_new_privileges,
+            seccomp=seccomp,
+            runtime=host.text("Runtime"),
+            stop_signal=config.text("StopSignal"),
+            stop_timeout=config.number("StopTimeout", 10),
+        ),
+        warnings,
+        size,
+    )
+
+
+def _check(host: Fields) -> list[str]:
+    for key, defaults in _REFUSED.items():
+        value = host.value.get(key)
+        if value and value not in defaults:
+            raise NotImplementedHere(f"HostConfig.{key}")
+    driver = host.fields("LogConfig").text("Type")
+    warnings = [
+        f"HostConfig.{key} is not applied"
+        for key, defaults in _WARNED.items()
+        if host.value.get(key) and host.value[key] not in defaults
+    ]
+    if driver not in ("", "json-file", "local", "k8s-file"):
+        warnings.append(f"the log driver {driver} is not there: k8s-file is used")
+    return warnings
+
+
+def _network(mode: str) -> str:
+    return "none" if mode in ("", "default", "bridge") else mode
+
+
+def _nano_cpus(host: Fields) -> int:
+    quota = host.number("CpuQuota")
+    if quota > 0:
+        return quota * 10**9 // (host.number("CpuPeriod") or 100_000)
+    return host.number("NanoCpus")
+
+
+def _ulimits(host: Fields) -> list[str]:
+    return [
+        f"{limit.text('Name')}={limit.number('Soft')}:{limit.number('Hard')}"
+        for limit in host.list("Ulimits")
+    ]
+
+
+def _mounts(config: Fields, host: Fields) -> list[Mount]:
+    found = [mounts.parse_volume(text) for text in host.texts("Binds")]
+    found += [_mount(fields) for fields in host.list("Mounts")]
+    found += [mounts.parse_tmpfs(f"{path}:{words}") for path, words in host.mapping("Tmpfs").items()]
+    taken = {mount.target for mount in found}
+    found += [
+        volume for volume in map(mounts.parse_volume, config.keys("Volumes")) if volume.target not in taken
+    ]
+    return found
+
+
+def _mount(fields: Fields) -> Mount:
+    """One of HostConfig.Mounts, by way of the command's own words for it."""
+    kind = fields.text("Type") or "volume"
+    words = [f"type={kind}", f"target={fields.text('Target')}"]
+    if source := fields.text("Source"):
+        if "," in source:
+            raise ApiError(400, f"invalid mount source {source!r}: a comma")
+        words.append(f"source={source}")
+    if fields.flag("ReadOnly"):
+        words.append("readonly")
+    bind, volume, tmpfs = (fields.fields(f"{name}Options") for name in ("Bind", "Volume", "Tmpfs"))
+    if propagation := bind.text("Propagation"):
+        words.append(f"bind-propagation={propagation}")
+    if bind.flag("NonRecursive"):
+        words.append("bind-nonrecursive=true")
+    if volume.flag("NoCopy"):
+        words.append("volume-nocopy=true")
+    if size := tmpfs.number("SizeBytes"):
+        words.append(f"tmpfs-size={size}")
+    if mode := tmpfs.number("Mode"):
+        words.append(f"tmpfs-mode={mode:o}")
+    return mounts.parse_mount(",".join(words))
+
+
+def _security(options: tuple[str, ...]) -> tuple[bool, str]:
+    """HostConfig.SecurityOpt as (no new privileges, seccomp); a seccomp profile comes as its JSON."""
+    no_new_privileges, seccomp = False, ""
+    for option in options:
+        name, _, value = option.replace(":", "=", 1).partition("=")
+        if name == "no-new-privileges":
+            no_new_privileges = value in ("", "true")
+        elif name == "seccomp":
+            if value not in ("unconfined", "builtin"):
+                raise NotImplementedHere("a seccomp profile of the client's")
+            seccomp = "unconfined" if value == "unconfined" else ""
+        elif name not in ("label", "apparmor"):
+            raise ApiError(400, f"invalid --security-opt: {option!r}")
+    return no_new_privileges, seccomp

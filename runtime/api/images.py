@@ -1,0 +1,238 @@
+"""/images: list, inspect, history, tag, remove, load, prune; what is pulled, pushed and saved."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from runtime.api.daemon import Daemon
+from runtime.api.errors import ApiError, NotImplementedHere
+from runtime.api.event_log import of_image
+from runtime.api.http import Call, Reply
+from runtime.api.pipes import body_file, patiently, work
+from runtime.api.values import Filters, Json, has_labels, truth
+from runtime.containers import present
+from runtime.containers.container import images_in_use
+from runtime.errors import RuntimeFailure
+from runtime.images.store import Image
+
+_FILTERS = ("before", "dangling", "label", "reference", "since", "until")
+
+
+def image_summary(subject: Image) -> Json:
+    """An image as the list has it."""
+    whole = present.image(subject)
+    created = subject.config.created
+    return {
+        "Id": subject.id,
+        "ParentId": "",
+        "RepoTags": whole["RepoTags"],
+        "RepoDigests": whole["RepoDigests"],
+        "Created": int(created.timestamp()) if created else 0,
+        "Size": subject.size,
+        "VirtualSize": subject.size,
+        "SharedSize": -1,
+        "Labels": dict(subject.config.labels) or None,
+        "Containers": -1,
+    }
+
+
+async def list_(daemon: Daemon, call: Call) -> Reply:
+    """GET /images/json."""
+    filters = call.query.filters(_FILTERS)
+    images = await work(daemon.store.images)
+    return Reply([image_summary(image) for image in _filtered(images, filters)])
+
+
+def _filtered(images: Sequence[Image], filters: Filters) -> list[Image]:
+    dangling = truth(filters, "dangling")
+    found = [
+        image
+        for image in images
+        if (dangling is None or dangling is not bool(image.names))
+        and has_labels(dict(image.config.labels), filters.get("label", []))
+        and ("reference" not in filters or any(_refers(image, text) for text in filters["reference"]))
+    ]
+    for key, is_older in (("before", True), ("since", False)):
+        for name in filters.get(key, []):
+            edge = _created(next((image for image in images if _is(image, name)), None), name)
+            found = [image for image in found if (_created(image, name) < edge) is is_older]
+            found = [image for image in found if not _is(image, name)]
+    return found
+
+
+def _created(image: Image | None, name: str) -> float:
+    if image is None:
+        raise ApiError(404, f"No such image: {name}")
+    return image.config.created.timestamp() if image.config.created else 0.0
+
+
+def _is(image: Image, name: str) -> bool:
+    bare = name.removeprefix("sha256:")
+    names = {text for known in image.names for text in (known.familiar, known.repository, str(known))}
+    return name in names or (len(bare) >= 12 and image.id.startswith(f"sha256:{bare}"))
+
+
+def _refers(image: Image, pattern: str) -> bool:
+    return any(
+        fnmatch.fnmatchcase(text, pattern)
+        for known in image.names
+        for text in (known.familiar, known.repository, str(known))
+    )
+
+
+async def inspect(daemon: Daemon, call: Call) -> Reply:
+    """GET /images/NAME/json."""
+    return Reply(details(await work(lambda: daemon.store.resolve(call.name))))
+
+
+def details(subject: Image) -> Json:
+    """An image as inspect has it, with all the fields that docker's clients look at."""
+    created = subject.config.created
+    whole = present.image(subject)
+    return {
+        "Parent": "",
+        "Comment": "",
+        "DockerVersion": "",
+        **whole,
+        "VirtualSize": subject.size,
+        "Metadata": {"LastTagTime": "0001-01-01T00:00:00Z"},
+        "Created": whole["Created"] or (created.isoformat() if created else "0001-01-01T00:00:00Z"),
+    }
+
+
+async def history(daemon: Daemon, call: Call) -> Reply:
+    """GET /images/NAME/history."""
+    image = await work(lambda: daemon.store.resolve(call.name))
+    return Reply(_history(image))
+
+
+def _history(image: Image) -> list[Json]:
+    """The steps an image was made by, the last first; each that made a layer has its size."""
+    steps = image.config.raw.get("history")
+    sizes = [layer.size for layer in image.layers]
+    entries: list[Json] = []
+    for step in steps if isinstance(steps, list) else []:
+        if not isinstance(step, dict):
+            continue
+        made_layer = not step.get("empty_layer")
+        entries.append(
+            {
+                "Id": "<missing>",
+                "Created": _seconds(step.get("created")),
+                "CreatedBy": str(step.get("created_by") or ""),
+                "Tags": None,
+                "Size": sizes.pop(0) if made_layer and sizes else 0,
+                "Comment": str(step.get("comment") or ""),
+            }
+        )
+    created = image.config.created
+    for size in sizes:  # layers that no step tells of
+        entries.append(
+            {
+                "Id": "<missing>",
+                "Created": int(created.timestamp()) if created else 0,
+                "CreatedBy": "",
+                "Tags": None,
+                "Size": size,
+                "Comment": "",
+            }
+        )
+    if entries:
+        entries[-1] |= {"Id": image.id, "Tags": [name.familiar for name in image.names] or None}
+    return entries[::-1]
+
+
+def _seconds(stamp: Any) -> int:
+    from datetime import datetime
+
+    try:
+        return int(datetime.fromisoformat(str(stamp)).timestamp())
+    except ValueError:
+        return 0
+
+
+async def tag(daemon: Daemon, call: Call) -> Reply:
+    """POST /images/NAME/tag?repo=…&tag=…"""
+    repository, tag_ = call.query.text("repo"), call.query.text("tag")
+    target = f"{repository}:{tag_}" if tag_ else repository
+    await work(lambda: daemon.store.tag(call.name, target))
+    image = await work(lambda: daemon.store.resolve(target))
+    daemon.events.add(of_image("tag", image.id, target))
+    return Reply(status=201)
+
+
+async def remove(daemon: Daemon, call: Call) -> Reply:
+    """DELETE /images/NAME."""
+    force = call.query.flag("force")
+    image = await work(lambda: daemon.store.resolve(call.name))
+    lines = await work(lambda: daemon.store.remove(call.name, force))
+    return Reply(_told(daemon, image, lines))
+
+
+def _told(daemon: Daemon, image: Image, lines: list[str]) -> list[Json]:
+    """The lines of a removal as docker's objects, and as events."""
+    answer = []
+    for line in lines:
+        what, _, name = line.partition(": ")
+        answer.append({what: name})
+        if what == "Untagged":
+            daemon.events.add(of_image("untag", image.id, name))
+        elif name == image.id:
+            daemon.events.add(of_image("delete", image.id, image.id))
+    return answer
+
+
+async def prune(daemon: Daemon, call: Call) -> Reply:
+    """POST /images/prune: images without a name, or with dangling=false all, that no container uses."""
+    filters = call.query.filters(("dangling", "label", "label!", "until"))
+    if "until" in filters:
+        raise NotImplementedHere("the filter 'until' of POST /images/prune")
+    only_dangling = truth(filters, "dangling") is not False
+    images = await work(daemon.store.images)
+    used = await work(lambda: images_in_use(daemon.root))
+    deleted: list[Json] = []
+    reclaimed = 0
+    for image in images:
+        labels = dict(image.config.labels)
+        if image.id in used or (only_dangling and image.names):
+            continue
+        if not has_labels(labels, filters.get("label", [])):
+            continue
+        if any(has_labels(labels, [text]) for text in filters.get("label!", [])):
+            continue
+        names = [name.familiar for name in image.names] or [image.id]
+        try:
+            for name in names:
+                lines = await work(lambda name=name: daemon.store.remove(name))  # type: ignore[misc]
+                deleted += _told(daemon, image, lines)
+        except RuntimeFailure:  # a container has it since
+            continue
+        reclaimed += image.size
+    return Reply({"ImagesDeleted": deleted or None, "SpaceReclaimed": reclaimed})
+
+
+async def load(daemon: Daemon, call: Call) -> Reply:
+    """POST /images/load: the body is an archive of docker's or OCI's."""
+    async with body_file(call) as file:
+        loaded = await patiently(lambda: daemon.store.load("-", stdin=file))
+    lines = []
+    for image in loaded:
+        for name in image.names:
+            lines.append(f"Loaded image: {name.familiar}\n")
+            daemon.events.add(of_image("load", image.id, name.familiar))
+        if not image.names:
+            lines.append(f"Loaded image ID: {image.id}\n")
+    return Reply(
+        b"".join(json.dumps({"stream": line}).encode() + b"\r\n" for line in lines),
+        headers={"Content-Type": "application/json"},
+    )
+
+
+async def create(daemon: Daemon, call: Call) -> Reply:
+    """POST /images/create: a pull, or an import."""
+    if call.query.text("fromSrc"):
+        raise NotImplementedHere("importing an image")
+    raise NotImplementedHere(f"pulling an image ({call.query.text('fromImage')})")

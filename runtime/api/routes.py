@@ -1,0 +1,59 @@
+"""The paths of the API and their handlers: all that this server answers."""
+
+from __future__ import annotations
+
+from runtime.api import consoles, containers, execs, images, networks, system, volumes
+from runtime.api.router import Handler, Router
+
+_TABLE: list[tuple[str, str, Handler]] = [
+    ("GET", "/_ping", system.ping),
+    ("HEAD", "/_ping", system.ping),
+    ("GET", "/version", system.version),
+    ("GET", "/info", system.info),
+    ("POST", "/auth", system.auth),
+    ("GET", "/events", system.events),
+    ("GET", "/system/df", system.disk_usage),
+    ("GET", "/images/json", images.list_),
+    ("POST", "/images/create", images.create),
+    ("POST", "/images/load", images.load),
+    ("POST", "/images/prune", images.prune),
+    ("GET", "/images/{name...}/json", images.inspect),
+    ("GET", "/images/{name...}/history", images.history),
+    ("POST", "/images/{name...}/tag", images.tag),
+    ("DELETE", "/images/{name...}", images.remove),
+    ("GET", "/containers/json", containers.list_),
+    ("POST", "/containers/create", containers.create),
+    ("POST", "/containers/prune", containers.prune),
+    ("GET", "/containers/{name}/json", containers.inspect),
+    ("POST", "/containers/{name}/start", containers.start),
+    ("POST", "/containers/{name}/stop", containers.stop),
+    ("POST", "/containers/{name}/restart", containers.restart),
+    ("POST", "/containers/{name}/kill", containers.kill),
+    ("POST", "/containers/{name}/pause", containers.pause),
+    ("POST", "/containers/{name}/unpause", containers.unpause),
+    ("GET", "/containers/{name}/changes", containers.changes),
+    ("DELETE", "/containers/{name}", containers.remove),
+    ("POST", "/containers/{name}/attach", consoles.attach),
+    ("GET", "/containers/{name}/logs", consoles.get_logs),
+    ("POST", "/containers/{name}/wait", consoles.wait),
+    ("POST", "/containers/{name}/resize", consoles.resize),
+    ("POST", "/containers/{name}/exec", execs.create),
+    ("POST", "/exec/{name}/start", execs.start),
+    ("POST", "/exec/{name}/resize", execs.resize),
+    ("GET", "/exec/{name}/json", execs.inspect),
+    ("GET", "/networks", networks.list_),
+    ("GET", "/networks/{name}", networks.inspect),
+    ("GET", "/volumes", volumes.list_),
+    ("POST", "/volumes/create", volumes.create),
+    ("POST", "/volumes/prune", volumes.prune),
+    ("GET", "/volumes/{name}", volumes.inspect),
+    ("DELETE", "/volumes/{name}", volumes.remove),
+]
+
+#: The first segments of all paths of docker's API: what is not in the table is answered with 501.
+_DOCKERS = """
+auth build commit configs containers distribution events exec grpc images info networks nodes plugins secrets
+services session swarm system tasks version volumes
+"""
+
+router = Router(_TABLE, _DOCKERS.split())
