@@ -243,7 +243,7 @@ class Changes:
         with self._surviving(replaced) if replaced is not None else contextlib.nullcontext():
             if over_directory:
                 self.upper.empty(new)
-            self.upper.rename(
+            hides_old = self.upper.rename(
                 old, new, hides_old=hides_old, over_whiteout=new_name in target.whiteouts
             )
         if new_name in target.marked or (over_directory and self.upper.convention is Convention.MARKER):

@@ -95,14 +95,14 @@ class HardLinks:
         try:
             for parent, name in node.names:
                 linked.append(self._link(staging_fd, staged, parent, name))
+            os.unlink(staged, dir_fd=staging_fd)
+            os.unlink(record, dir_fd=self._records_fd)
         except BaseException:
             for path in linked:
                 with self._upper.keeps_times(split(path)[0]):
                     self._upper.remove(path, directory=False)
             os.unlink(record, dir_fd=self._records_fd)
             raise
-        os.unlink(record, dir_fd=self._records_fd)
-        os.unlink(staged, dir_fd=staging_fd)
 
     def _link(self, source_fd: int, source: bytes, parent: Node, name: bytes) -> bytes:
         self._bring_up(parent)

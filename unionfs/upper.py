@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -26,6 +27,8 @@ from typing import TypeVar
 from unionfs import syscalls, whiteout
 from unionfs.layer import Layer, split
 from unionfs.whiteout import Convention
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -94,16 +97,30 @@ class Upper(Layer):
         return b"#%x" % self._serial
 
     def discard(self, staged: bytes) -> None:
-        """Remove a staged name with all that is in it."""
-        remove_tree(self.staging_fd, staged)
+        """Remove a staged name with all that is in it.
+
+        What cannot be removed is out of sight, and the next mount removes it: no reason to fail.
+        """
+        try:
+            remove_tree(self.staging_fd, staged)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            log.info("the work directory keeps '%s' for now: %s", os.fsdecode(staged), error.strerror)
 
     @contextlib.contextmanager
     def keeps_times(self, directory: bytes) -> Iterator[None]:
-        """Put back the times of a directory in which a copy-up makes a name: nothing has changed in it."""
+        """Put back the times of a directory in which a copy-up makes a name: nothing has changed in it.
+
+        That they cannot be put back is no reason to say that the copy-up failed: it has its name.
+        """
         before = self.stat(directory)
         yield
-        fd, name = self._at(directory)
-        syscalls.utimensat(fd, name, before.st_atime_ns, before.st_mtime_ns)
+        try:
+            fd, name = self._at(directory)
+            syscalls.utimensat(fd, name, before.st_atime_ns, before.st_mtime_ns)
+        except OSError as error:
+            log.info("the times of '%s' are new after a copy-up: %s", os.fsdecode(directory), error.strerror)
 
     def adopt(self, staged: bytes, path: bytes) -> None:
         """Put a staged copy in its place, where the upper has nothing.
@@ -217,7 +234,13 @@ class Upper(Layer):
         except FileExistsError:
             if not replaces:
                 raise
+            self._exchange_staged(staged, fd, name)
+
+    def _exchange_staged(self, staged: bytes, fd: int, name: bytes) -> None:
+        """Put what is staged in the place of what has a name, and take that away."""
+        try:
             syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_EXCHANGE)
+        finally:
             self.discard(staged)
 
     # Removal ---------------------------------------------------------------------------------------
@@ -257,10 +280,17 @@ class Upper(Layer):
             staged = self._staged_whiteout(parent)
             if present == stat.S_IFDIR:
                 self.forget_directories(path)
-                syscalls.renameat2(self.staging_fd, staged, fd, name, syscalls.RENAME_EXCHANGE)
-                self.discard(staged)
+                self._exchange_staged(staged, fd, name)
             else:
-                os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=fd)
+                self._rename_staged(staged, fd, name)
+
+    def _rename_staged(self, staged: bytes, fd: int, name: bytes) -> None:
+        """Replace what has a name, no directory, by what is staged."""
+        try:
+            os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=fd)
+        except BaseException:
+            self.discard(staged)
+            raise
 
     def _staged_whiteout(self, parent: bytes) -> bytes:
         """A whiteout to be put into the directory `parent` by rename."""
@@ -271,18 +301,27 @@ class Upper(Layer):
             finally:
                 os.close(fd)
         staged = self.staged_name()
-        whiteout.write_whiteout(self.staging_fd, staged, self.convention)
+        try:
+            whiteout.write_whiteout(self.staging_fd, staged, self.convention)
+        except BaseException:
+            self.discard(staged)
+            raise
         return staged
 
     def unmark(self, parent: bytes, name: bytes) -> None:
-        """Remove the marker that hides `name`, if there is one."""
-        with contextlib.suppress(FileNotFoundError):
+        """Remove the marker that hides `name`, if there is one.
+
+        The name is there, and stronger than its marker: one that stays does no harm.
+        """
+        with contextlib.suppress(OSError):
             os.unlink(whiteout.MARKER_PREFIX + name, dir_fd=self.directory_fd(parent))
 
     # Rename ----------------------------------------------------------------------------------------
 
-    def rename(self, old: bytes, new: bytes, *, hides_old: bool, over_whiteout: bool) -> None:
+    def rename(self, old: bytes, new: bytes, *, hides_old: bool, over_whiteout: bool) -> bool:
         """Move a file, symlink, device or pure upper directory to `new`, replacing what is there.
+
+        Returns whether there is a whiteout at the old name now, which is so if it is to hide something.
 
         `hides_old`: a lower layer has the old name, which a whiteout must hide from then on.
         `over_whiteout`: the upper's entry at `new` is a whiteout. An emptied directory there must
@@ -297,7 +336,7 @@ class Upper(Layer):
         flags = 0
         if hides_old and self.convention is Convention.XATTR:
             self._rename_leaving_xattr_whiteout(old, new)
-            return
+            return True
         if hides_old:
             if self.convention is Convention.DEVICE:
                 flags = syscalls.RENAME_WHITEOUT
@@ -313,7 +352,12 @@ class Upper(Layer):
                 raise
             syscalls.renameat2(old_fd, old_name, new_fd, new_name, syscalls.RENAME_EXCHANGE)
             if not hides_old or self.convention is Convention.MARKER:
-                os.unlink(old_name, dir_fd=old_fd)
+                try:
+                    os.unlink(old_name, dir_fd=old_fd)
+                except OSError as error:
+                    log.info("a whiteout stays at '%s': %s", os.fsdecode(old), error.strerror)
+                    return True
+        return hides_old
 
     def _rename_leaving_xattr_whiteout(self, old: bytes, new: bytes) -> None:
         """Put a whiteout at `new`, which hides nothing more there, and let it and `old` change places.
@@ -405,7 +449,7 @@ class Upper(Layer):
         if over_whiteout:
             staged = self.staged_name()
             os.link(source, staged, dst_dir_fd=self.staging_fd, follow_symlinks=follow)
-            os.rename(staged, name, src_dir_fd=self.staging_fd, dst_dir_fd=self.directory_fd(parent))
+            self._rename_staged(staged, self.directory_fd(parent), name)
         else:
             os.link(source, name, dst_dir_fd=self.directory_fd(parent), follow_symlinks=follow)
         if marked:
