@@ -1,4 +1,4 @@
-"""Fixtures of the tests on real mounts."""
+"""Fixtures of tests that mount."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from support.union import Union, detach
 
 MakeUnion = Callable[..., Union]

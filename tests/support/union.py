@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from support import intercept
 from support.layers import build
 from support.snapshot import Picture, differences, snapshot
 from unionfs import syscalls
@@ -85,12 +86,14 @@ def complaints(log: str) -> list[str]:
     return [line for line in log.splitlines() if wrong.search(line) and not harmless.search(line)]
 
 
-def _serve(arguments: list[str], log: str) -> None:
-    """In a process of its own: the command `unionfs`, its words to a file."""
+def _serve(arguments: list[str], log: str, gate: str) -> None:
+    """In a process of its own: the command `unionfs`, its words to a file, its calls through a gate."""
     fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(fd, 1)
     os.dup2(fd, 2)
     os.close(fd)
+    if gate:
+        intercept.install(gate)
     from unionfs.cli import main
 
     status = main(arguments)
@@ -141,6 +144,8 @@ class Union:
         self.expected_complaint = ""
         self._closed = False
         self.writable = True
+        #: What the server's system calls on layers pass through (intercept.py).
+        self.gate: intercept.Gate | None = None
 
     @property
     def pid(self) -> int:
@@ -159,7 +164,8 @@ class Union:
         """Mount and wait for the first answer; returns the mountpoint."""
         assert self._server is None
         arguments = ["-f", "-o", self.options(*options), os.fspath(self.root)]
-        server = _SERVERS.Process(target=_serve, args=(arguments, os.fspath(self.log)), daemon=True)
+        gate = self.gate.address if self.gate else ""
+        server = _SERVERS.Process(target=_serve, args=(arguments, os.fspath(self.log), gate), daemon=True)
         server.start()
         self._server = server
         self._watchdog = threading.Timer(PATIENCE, server.kill)
