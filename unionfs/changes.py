@@ -16,7 +16,7 @@ import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from typing import TypeVar
 
 from unionfs import redirect, whiteout
@@ -28,6 +28,15 @@ from unionfs.upper import Caller, Maker, Upper
 from unionfs.whiteout import Convention
 
 T = TypeVar("T")
+
+
+def run_now(coroutine: Coroutine[object, object, None]) -> None:
+    """Run a coroutine that turns out not to wait for anything."""
+    try:
+        coroutine.send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits")
 
 
 class Changes:
@@ -123,6 +132,16 @@ class Changes:
         await self._keep_link_count(node)
         self._remove(parent, name, node)
 
+    def unlink_now(self, parent: Node, name: bytes) -> bool:
+        """`unlink` where nothing has to be copied up before; False, and nothing done, where something has."""
+        node = self._existing(parent, name)
+        if node.kind == stat.S_IFDIR:
+            raise IsADirectoryError(errno.EISDIR, "is a directory")
+        if self._loses_link(node):
+            return False
+        self._remove(parent, name, node)
+        return True
+
     def rmdir(self, parent: Node, name: bytes) -> None:
         """Remove a directory in which nothing is seen.
 
@@ -147,8 +166,11 @@ class Changes:
 
     async def _keep_link_count(self, node: Node) -> None:
         """Copy up a lower file that is about to lose one of its names, so that the others count right."""
-        if not node.upper and node.kind != stat.S_IFDIR and self.tree.stat(node).st_nlink > 1:
+        if self._loses_link(node):
             await self.copyup.attributes(node)
+
+    def _loses_link(self, node: Node) -> bool:
+        return not node.upper and node.kind != stat.S_IFDIR and self.tree.stat(node).st_nlink > 1
 
     @contextlib.contextmanager
     def _surviving(self, node: Node) -> Iterator[None]:
@@ -212,6 +234,20 @@ class Changes:
         self.copyup.directory(old_parent)
         self.copyup.directory(new_parent)
         self._move(old_parent, old_name, node, new_parent, new_name, replaced)
+
+    def rename_now(
+        self, old_parent: Node, old_name: bytes, new_parent: Node, new_name: bytes, flags: int
+    ) -> bool:
+        """`rename` where no file has to be copied up before; False, and nothing done, where one has."""
+        ends = [self.tree.lookup(old_parent, old_name), self.tree.lookup(new_parent, new_name)]
+        moving, replaced = ends if flags & RENAME_EXCHANGE else (ends[0], None)
+        for node in (moving, replaced):
+            if node is not None and node.kind != stat.S_IFDIR and not node.upper:
+                return False
+        if any(node is not None and (node.copying is not None or self._loses_link(node)) for node in ends):
+            return False
+        run_now(self.rename(old_parent, old_name, new_parent, new_name, flags))
+        return True
 
     async def _make_movable(self, node: Node) -> None:
         """Bring a node into the upper layer, so that moving it there moves all of it."""

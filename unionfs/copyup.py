@@ -28,6 +28,7 @@ from unionfs.hardlinks import HardLinks
 from unionfs.layer import Layer, join
 from unionfs.nodes import Entry, Node
 from unionfs.redirect import Place
+from unionfs.session import pyfuse3
 from unionfs.tree import ORIGIN_XATTRS, Tree
 from unionfs.upper import Upper
 
@@ -134,6 +135,23 @@ class CopyUp:
         """
         await self._bring_up(node, None, with_content=not self.metacopies)
 
+    def is_immediate(self, node: Node, length: int | None = None) -> bool:
+        """Whether `attributes` (or `file`, for as many bytes) does not wait for anything."""
+        if node.copying is not None:
+            return False
+        if node.kind == stat.S_IFDIR:
+            return True
+        if node.upper:
+            return node.kind != stat.S_IFREG or node.metacopy == 0
+        layer, path = node.lowers[0]
+        status = layer.stat(path)
+        if status.st_nlink > 1 and not self.hard_links.knows(layer):
+            return False
+        if node.kind != stat.S_IFREG:
+            return True
+        size = status.st_size if length is None else min(length, status.st_size)
+        return not size or (not self.sync and size <= INLINE_SIZE and not self.metacopies)
+
     async def _bring_up(self, node: Node, length: int | None, *, with_content: bool) -> None:
         while node.copying is not None:
             await node.copying.wait()
@@ -218,6 +236,7 @@ class CopyUp:
                     await trio.to_thread.run_sync(os.fsync, target)
                 readers = self._open_readers(node, b"/proc/self/fd/%d" % target)
                 metacopy.unmark(self.tree.proc_path(node), follow=node.orphan >= 0)
+                node.metacopy = 0
                 self._replace_descriptors(readers)
             finally:
                 os.close(source)
@@ -343,6 +362,12 @@ class CopyUp:
         self._replace_descriptors(readers)
         self._now_upper(node, upper_ino)
         node.lowers = ()
+        node.metacopy = int(copy.is_metacopy)
+        if node.backing is not None:
+            # Who has it open stays with the lower file; others get the copy.
+            node.backing = None
+            self.tree.nodes.rename_for_kernel(node)
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(node.ino), attr_only=True)
 
     @staticmethod
     def _open_readers(node: Node, path: bytes) -> dict[int, int]:

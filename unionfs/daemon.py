@@ -26,7 +26,9 @@ from unionfs.copyup import CopyUp
 from unionfs.layer import Layer
 from unionfs.operations import FOREVER, Operations
 from unionfs.options import Options
-from unionfs.session import pyfuse3
+from unionfs.passthrough import Backings, Policy
+from unionfs.session import Capability, agreed, hooked, negotiate, pyfuse3, session_fd
+from unionfs.session.fastpath import FastPath
 from unionfs.stack import StackError, open_stack
 from unionfs.tree import Tree
 from unionfs.upper import Upper
@@ -208,7 +210,15 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
         redirects=options.redirect_dir,
         idmaps=options.idmaps,
     )
+    backings = Backings(options.passthrough)
+    if options.fastpath:
+        negotiate(_wanted(options))
     _mount(mount, operations)
+    if options.fastpath and hooked():
+        fast = FastPath(operations, backings, killpriv=bool(agreed() & Capability.HANDLE_KILLPRIV_V2))
+        fast.install()
+        if agreed() & Capability.PASSTHROUGH:
+            backings.session_fd = session_fd()
     try:
         trio.run(_main, mount.mountpoint, ready)
     finally:
@@ -217,6 +227,14 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
             copyup.close()
         for layer in (*lowers, *([upper] if upper else [])):
             layer.close()
+
+
+def _wanted(options: Options) -> Capability:
+    """What is to be agreed on with the kernel; passthrough is for the machine's root."""
+    wanted = Capability.CACHE_SYMLINKS | Capability.HANDLE_KILLPRIV_V2
+    if os.geteuid() == 0 and options.passthrough is not Policy.OFF:
+        wanted |= Capability.PASSTHROUGH
+    return wanted
 
 
 def _mount(mount: Mount, operations: Operations) -> None:

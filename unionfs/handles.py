@@ -6,6 +6,7 @@ import os
 from typing import Generic, TypeVar
 
 from unionfs.nodes import Node
+from unionfs.passthrough import Backing
 
 T = TypeVar("T")
 
@@ -17,11 +18,13 @@ BACKING_FLAGS = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 class OpenFile:
     """A file opened once. Its handle is its descriptor."""
 
-    __slots__ = ("flags", "node")
+    __slots__ = ("backing", "flags", "node")
 
     def __init__(self, node: Node, flags: int) -> None:
         self.node = node
         self.flags = flags
+        #: What the kernel passes it through to, if it does.
+        self.backing: Backing | None = None
 
 
 class OpenDirectory:

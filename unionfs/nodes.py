@@ -1,8 +1,14 @@
 """The node table: what the kernel knows by number, and what we know of it.
 
-A node is one file of the union. Its number is the node id the kernel uses and the st_ino a user sees; it
-stays the same through copy-up, rename and remount (see `Tree.number`). Names lead to nodes through the
-`Entry` that a directory keeps for each name; an entry has a node only while somebody holds one.
+A node is one file of the union. Its number (`ino`) is the st_ino a user sees; it stays the same through
+copy-up, rename and remount (see `Tree._number`). The kernel's name for the node (`id`) is the same number,
+until a file of a lower layer is copied up that the kernel has open by passthrough: then the kernel needs a
+second name for it, and both lead here until it gave the first one back (`NodeTable.rename_for_kernel`).
+Names lead to nodes through the `Entry` that a directory keeps for each name; an entry has a node only while
+somebody holds one.
+
+nodes.pxd makes C structures of these classes, so that the fast path (session/fastpath.pyx) reads them as
+such.
 
 A node stays in the table while the kernel holds a reference (`lookups`), a file is open on it (`handles`)
 or the node of a child is in the table (`pins`), so that a child always finds its parent.
@@ -17,8 +23,12 @@ if TYPE_CHECKING:
     import trio
 
     from unionfs.layer import Layer
+    from unionfs.passthrough import Backing
 
 ROOT = 1
+
+#: Second names for the kernel are above all numbers of files.
+_SECOND_NAMES = 1 << 63
 
 
 class Entry:
@@ -27,8 +37,6 @@ class Entry:
     `kind` is S_IFMT of what is seen; `upper` says that the upper layer has it; `lowers` are the positions
     of the lower layers it is seen in, topmost first (several only for a directory).
     """
-
-    __slots__ = ("kind", "lowers", "node", "upper")
 
     def __init__(self, kind: int, upper: bool, lowers: tuple[int, ...]) -> None:
         self.kind = kind
@@ -44,8 +52,6 @@ class Listing:
     a whiteout to go; it is the same object as `names` until the upper has the directory. `whiteouts` are
     the names at which the upper holds a whiteout, `marked` those beside which it holds a marker.
     """
-
-    __slots__ = ("below", "marked", "names", "whiteouts")
 
     def __init__(
         self,
@@ -63,23 +69,10 @@ class Listing:
 class Node:
     """One file of the union, of any kind."""
 
-    __slots__ = (
-        "copying",
-        "handles",
-        "ino",
-        "kind",
-        "listing",
-        "lookups",
-        "lowers",
-        "names",
-        "orphan",
-        "pins",
-        "upper",
-        "upper_ino",
-    )
-
     def __init__(self, ino: int, kind: int, lowers: tuple[tuple[Layer, bytes], ...]) -> None:
         self.ino = ino
+        #: What the kernel calls it now.
+        self.id = ino
         self.kind = kind
         #: Where lower layers have it, topmost first: fixed for life. One place unless a directory.
         self.lowers = lowers
@@ -91,7 +84,9 @@ class Node:
         self.names: list[tuple[Node, bytes]] = []
         #: The merged directory, once somebody asked for it.
         self.listing: Listing | None = None
+        #: References the kernel holds by `id`, and by `ino` where that is another.
         self.lookups = 0
+        self.old_lookups = 0
         self.pins = 0
         #: Descriptors of its open files, all in the layer the node is in; copy-up replaces what they are.
         self.handles: list[int] = []
@@ -100,6 +95,10 @@ class Node:
         self.orphan = -1
         #: Set while a worker thread copies it up; others wait for it.
         self.copying: trio.Event | None = None
+        #: What its open files are passed through to (passthrough.py), None while there is none.
+        self.backing: Backing | None = None
+        #: Whether its content is elsewhere (metacopy.py): -1 while nobody has looked.
+        self.metacopy = -1
 
     def __repr__(self) -> str:
         return f"<Node {self.ino} {self.names[:1]}>"
@@ -111,6 +110,7 @@ class NodeTable:
     def __init__(self, root: Node) -> None:
         self.root = root
         self._nodes: dict[int, Node] = {ROOT: root}
+        self._second_names = _SECOND_NAMES
         root.lookups = 1  # the kernel never forgets the root
 
     def __len__(self) -> int:
@@ -144,18 +144,34 @@ class NodeTable:
         """The kernel gave back that many references."""
         node = self._nodes.get(ino)
         if node is not None:
-            node.lookups -= lookups
+            if ino == node.id:
+                node.lookups -= lookups
+            else:
+                node.old_lookups -= lookups
             self.release(node)
+
+    def rename_for_kernel(self, node: Node) -> None:
+        """Give the node a second name, under which the kernel finds it from the next lookup on.
+
+        What the kernel knows under the first one still leads here.
+        """
+        node.old_lookups = node.lookups
+        node.lookups = 0
+        node.id = self._second_names
+        self._second_names += 1
+        self._nodes[node.id] = node
 
     def release(self, node: Node) -> None:
         """Take a node out of the table if nothing holds it, and then perhaps its parents."""
         pending = [node]
         while pending:
             node = pending.pop()
-            held = node.lookups > 0 or node.pins or node.handles or node.copying
+            held = node.lookups > 0 or node.old_lookups > 0 or node.pins or node.handles or node.copying
             if held or self._nodes.get(node.ino) is not node:
                 continue
             del self._nodes[node.ino]
+            if node.id != node.ino:
+                del self._nodes[node.id]
             if node.orphan >= 0:
                 os.close(node.orphan)
                 node.orphan = -1

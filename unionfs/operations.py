@@ -234,34 +234,43 @@ class Operations(pyfuse3.Operations):
         self, parent_inode: int, name: bytes, mode: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """MKDIR."""
+        return self._entry(self.make_directory(self._nodes[parent_inode], name, mode, self._caller(ctx)))
+
+    def make_directory(self, parent: Node, name: bytes, mode: int, caller: Caller) -> Node:
+        """What MKDIR does. Raises OSError."""
         return self._make(
-            parent_inode, name, stat.S_IFDIR, lambda fd, at: os.mkdir(at, mode & 0o7777, dir_fd=fd), ctx
+            parent, name, stat.S_IFDIR, lambda fd, at: os.mkdir(at, mode & 0o7777, dir_fd=fd), caller
         )
 
     async def mknod(
         self, parent_inode: int, name: bytes, mode: int, rdev: int, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """MKNOD. A 0:0 character device would be a whiteout: EPERM, as overlayfs."""
+        """MKNOD."""
+        return self._entry(self.make_special(self._nodes[parent_inode], name, mode, rdev, self._caller(ctx)))
+
+    def make_special(self, parent: Node, name: bytes, mode: int, rdev: int, caller: Caller) -> Node:
+        """What MKNOD does. Raises OSError (EPERM for a 0:0 character device, a whiteout)."""
         if whiteout.is_device_whiteout(mode, rdev):
             raise OSError(errno.EPERM, "a whiteout")
         return self._make(
-            parent_inode, name, stat.S_IFMT(mode), lambda fd, at: os.mknod(at, mode, rdev, dir_fd=fd), ctx
+            parent, name, stat.S_IFMT(mode), lambda fd, at: os.mknod(at, mode, rdev, dir_fd=fd), caller
         )
 
     async def symlink(
         self, parent_inode: int, name: bytes, target: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
         """SYMLINK."""
+        return self._entry(self.make_symlink(self._nodes[parent_inode], name, target, self._caller(ctx)))
+
+    def make_symlink(self, parent: Node, name: bytes, target: bytes, caller: Caller) -> Node:
+        """What SYMLINK does. Raises OSError."""
         return self._make(
-            parent_inode, name, stat.S_IFLNK, lambda fd, at: os.symlink(target, at, dir_fd=fd), ctx
+            parent, name, stat.S_IFLNK, lambda fd, at: os.symlink(target, at, dir_fd=fd), caller
         )
 
-    def _make(
-        self, parent_inode: int, name: bytes, kind: int, make: Maker[None], ctx: pyfuse3.RequestContext
-    ) -> pyfuse3.EntryAttributes:
+    def _make(self, parent: Node, name: bytes, kind: int, make: Maker[None], caller: Caller) -> Node:
         changes, _, _ = self._writable()
-        node, _ = changes.create(self._nodes[parent_inode], name, kind, make, self._caller(ctx))
-        return self._entry(node)
+        return changes.create(parent, name, kind, make, caller)[0]
 
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
@@ -475,18 +484,23 @@ class Operations(pyfuse3.Operations):
         """CREATE, and TMPFILE as its nameless kind."""
         changes, _, _ = self._writable()
         parent = self._nodes[parent_inode]
-        backing = (flags & BACKING_FLAGS) | _CREATE_FLAGS
         if name == NO_NAME:
             node, fd = changes.create_unnamed(parent, mode & 0o7777, self._caller(ctx))
-            return self._opened(node, fd, flags), self._entry(node)
-        node, fd = changes.create(
+        else:
+            node, fd = self.make_file(parent, name, mode, flags, self._caller(ctx))
+        return self._opened(node, fd, flags), self._entry(node)
+
+    def make_file(self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Node, int]:
+        """What CREATE does: the file's node and a descriptor to it. Raises OSError."""
+        changes, _, _ = self._writable()
+        backing = (flags & BACKING_FLAGS) | _CREATE_FLAGS
+        return changes.create(
             parent,
             name,
             stat.S_IFREG,
             lambda directory, at: os.open(at, backing, mode & 0o7777, dir_fd=directory),
-            self._caller(ctx),
+            caller,
         )
-        return self._opened(node, fd, flags), self._entry(node)
 
     def _opened(self, node: Node, fd: int, flags: int) -> pyfuse3.FileInfo:
         self._files[fd] = OpenFile(node, flags)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from unionfs import syscalls
 from unionfs.idmap import UNMAPPED, IdMaps, parse_ranges
+from unionfs.passthrough import Policy
 
 
 class OptionError(Exception):
@@ -44,6 +45,10 @@ class Options:
     redirect_dir: bool = False
     #: What needs no content is copied up without it.
     metacopy: bool = False
+    #: Requests are answered where they are read (session/fastpath.pyx), not by pyfuse3's handlers.
+    fastpath: bool = True
+    #: Which files the kernel reads and writes in their layer itself.
+    passthrough: Policy = Policy.AUTO
     #: Options passed over, to be told of.
     ignored: tuple[str, ...] = ()
 
@@ -95,7 +100,7 @@ _NO_EFFECT_WITH_VALUE = frozenset(
 #: Words that would be missed if a slip of the finger made others of them.
 _OWN = (
     "lowerdir upperdir workdir volatile fsync noacl noxattrs static_nlink timeout redirect_dir metacopy "
-    "uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid"
+    "uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid fastpath nofastpath passthrough"
 ).split()
 
 #: Features of overlayfs that change what is on disk: only their default can be had.
@@ -158,6 +163,10 @@ def _with(options: Options, name: str, value: str | None) -> Options:
         if value not in ("on", "off", "follow", "nofollow"):
             raise ValueError("on, off, follow or nofollow must follow")
         return replace(options, redirect_dir=value == "on")
+    if name in ("fastpath", "nofastpath") and value is None:
+        return replace(options, fastpath=name == "fastpath")
+    if name == "passthrough":
+        return replace(options, passthrough=_policy(value))
     if name == "metacopy":
         return replace(options, metacopy=_switch(value))
     if name == "timeout":
@@ -207,6 +216,13 @@ def _switch(value: str | None) -> bool:
     if value not in ("0", "1", "on", "off", "yes", "no", "true", "false"):
         raise ValueError("0 or 1 must follow")
     return value in ("1", "on", "yes", "true")
+
+
+def _policy(value: str | None) -> Policy:
+    try:
+        return Policy(value)
+    except ValueError:
+        raise ValueError(f"one of {', '.join(policy.value for policy in Policy)} must follow") from None
 
 
 def _seconds(value: str | None) -> float:

@@ -134,10 +134,14 @@ class Tree:
         """
         if node.kind != stat.S_IFDIR:
             return status.st_nlink if node.names or node.upper else 0
+        return self.directory_link_count(node, status.st_nlink)
+
+    def directory_link_count(self, node: Node, in_layer: int) -> int:
+        """st_nlink of a directory, given that of its topmost layer."""
         if not node.names and node.ino != ROOT:
             return 0
         if len(node.lowers) + node.upper == 1:
-            return status.st_nlink
+            return in_layer
         return 2 + sum(entry.kind == stat.S_IFDIR for entry in self.listing(node).names.values())
 
     # Names -----------------------------------------------------------------------------------------

@@ -38,6 +38,7 @@ Maker = Callable[[int, bytes], T]
 _DEFAULT_ACL = "system.posix_acl_default"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks: the owner of what is created, and the umask that a default ACL overrides."""
@@ -438,9 +439,7 @@ class Upper(Layer):
         """lremovexattr(2)."""
         os.removexattr(self.proc_path(path), name, follow_symlinks=False)
 
-    def link(
-        self, source: bytes, new: bytes, *, follow: bool, over_whiteout: bool, marked: bool
-    ) -> None:
+    def link(self, source: bytes, new: bytes, *, follow: bool, over_whiteout: bool, marked: bool) -> None:
         """linkat(2) of a path outside the layer's own, which only `follow` follows if it is a symlink.
 
         A whiteout at `new` is replaced. Raises OSError (EMLINK, EEXIST …).

@@ -220,7 +220,7 @@ class Union:
             self._watchdog.cancel()
         if server is None:
             return 0
-        server.join(20)
+        server.join(120)
         hung = server.is_alive()
         if hung:
             server.kill()

@@ -7,6 +7,7 @@ fallocate, copy_file_range and O_TMPFILE, for which the kernel then finds its ow
 
 from __future__ import annotations
 
+import enum
 import os
 import sys
 
@@ -21,10 +22,23 @@ import pyfuse3  # noqa: E402  isort: skip
 
 _hooks.bind(os.fsencode(pyfuse3.__file__))
 
-__all__ = ["NO_NAME", "answered", "hooked", "pyfuse3"]
+__all__ = ["NO_NAME", "Capability", "agreed", "answered", "hooked", "negotiate", "pyfuse3", "session_fd"]
 
 #: The name in a CREATE request that stands for O_TMPFILE: a file without one.
 NO_NAME = b"/"
 
+
+class Capability(enum.IntFlag):
+    """What is agreed on with the kernel beyond what libfuse asks for (<linux/fuse.h>, FUSE_INIT)."""
+
+    CACHE_SYMLINKS = 1 << 23
+    #: Setuid is the daemon's to clear; so the kernel need not ask for capabilities before each write.
+    HANDLE_KILLPRIV_V2 = 1 << 28
+    PASSTHROUGH = 1 << 37
+
+
+negotiate = _hooks.negotiate
+agreed = _hooks.agreed
 hooked = _hooks.hooked
 answered = _hooks.answered
+session_fd = _hooks.session_fd

@@ -6,7 +6,8 @@
  * RTLD_GLOBAL, so ours is found, which calls the real one and then installs the hooks.
  *
  * The read hook runs on the thread that decides, inside pyfuse3's own call and with the interpreter's lock
- * held. What needs only a descriptor it answers itself and reads on; the rest it leaves to libfuse.
+ * held. What needs only a descriptor it answers itself and reads on; most else the fast path answers
+ * (fastpath.pyx), if there is one; the rest is left to libfuse.
  * A file handle of the kernel *is* the descriptor of the layer's file (see operations.py).
  *
  * Structures are those of <linux/fuse.h>, written out because the headers of Debian 12 are older than
@@ -19,7 +20,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 struct fuse_session;
@@ -33,6 +36,7 @@ struct custom_io {
 };
 
 enum {
+	OP_INIT = 26,
 	OP_CREATE = 35,
 	OP_FALLOCATE = 43,
 	OP_LSEEK = 46,
@@ -67,11 +71,47 @@ struct copy_file_range_in {
 	uint64_t fh_in, off_in, nodeid_out, fh_out, off_out, len, flags;
 };
 
+/* The beginning of what the kernel offers, and of what it is answered. */
+struct init_in {
+	uint32_t major, minor, max_readahead, flags, flags2;
+};
+
+struct init_out {
+	uint32_t major, minor, max_readahead, flags;
+	uint16_t max_background, congestion_threshold;
+	uint32_t max_write, time_gran;
+	uint16_t max_pages, map_alignment;
+	uint32_t flags2, max_stack_depth;
+};
+
+#define INIT_EXT (1u << 30)
+#define INIT_PASSTHROUGH (1ull << 37)
+
 /* Bytes that one COPY_FILE_RANGE copies at most: all other requests wait for it. */
 #define COPY_AT_MOST (16u << 20)
 
-static int hooked;
+/* Requests that are answered one after another before everybody else gets a turn. */
+#define IN_A_ROW 512
+
+/*
+ * After an answer the next request is often a few microseconds away, and two wake-ups cost more than that.
+ * So the hook looks again for a while; when that was in vain too often, only now and then.
+ */
+#define POLL_NS 40000
+#define VAIN_AT_MOST 4
+#define TRY_AGAIN_EVERY 32
+
+static int hooked, session_fd = -1;
 static unsigned long long answered;
+
+/* Answers a request: 0 leaves it to libfuse, 2 says that other tasks have work. Set by the fast path. */
+static int (*server)(int fd, char *buffer, size_t size);
+
+static struct {
+	uint64_t wanted, offered, agreed;
+	uint64_t unique;
+	int pending;
+} negotiation;
 
 static void answer(int fd, const struct in_header *in, int error, const void *body, size_t size)
 {
@@ -113,7 +153,18 @@ static void answer_copy(int fd, const struct in_header *in, const struct copy_fi
 	answer(fd, in, copied < 0 ? errno : 0, reply, sizeof reply);
 }
 
-/* Answer a request, or make of it one that pyfuse3 knows. Returns whether it is answered. */
+static void note_offer(const struct in_header *in, const struct init_in *body, size_t left)
+{
+	if (left < sizeof *body)
+		return;
+	negotiation.unique = in->unique;
+	negotiation.pending = 1;
+	negotiation.offered = body->flags;
+	if (body->flags & INIT_EXT)
+		negotiation.offered |= (uint64_t)body->flags2 << 32;
+}
+
+/* Answer a request, or make of it one that pyfuse3 knows. Returns what `server` does. */
 static int serve(int fd, char *buffer, size_t size)
 {
 	struct in_header *in = (struct in_header *)buffer;
@@ -124,6 +175,9 @@ static int serve(int fd, char *buffer, size_t size)
 		return 0;
 	left = size - sizeof *in;
 	switch (in->opcode) {
+	case OP_INIT:
+		note_offer(in, body, left);
+		return 0;
 	case OP_LSEEK:
 		if (left < sizeof(struct lseek_in))
 			return 0;
@@ -132,28 +186,69 @@ static int serve(int fd, char *buffer, size_t size)
 	case OP_FALLOCATE:
 		if (left < sizeof(struct fallocate_in))
 			return 0;
+		if (server && in->uid && server(fd, buffer, size)) /* refused */
+			return 1;
 		answer_fallocate(fd, in, body);
 		return 1;
 	case OP_COPY_FILE_RANGE:
 		if (left < sizeof(struct copy_file_range_in))
 			return 0;
+		if (server && in->uid && server(fd, buffer, size)) /* refused */
+			return 1;
 		answer_copy(fd, in, body);
 		return 1;
 	case OP_TMPFILE:
+		if (server)
+			return server(fd, buffer, size);
 		/* The same as CREATE, and the name the kernel sends, "/", is one no other request can have. */
 		in->opcode = OP_CREATE;
 		return 0;
 	default:
-		return 0;
+		return server ? server(fd, buffer, size) : 0;
 	}
+}
+
+static uint64_t clock_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
+/* Look for a request for a while. Returns as read(2) does. */
+static ssize_t poll_for_next(int fd, void *buffer, size_t size)
+{
+	static unsigned int in_vain, skipped;
+	uint64_t end;
+	ssize_t got;
+
+	if (in_vain >= VAIN_AT_MOST && ++skipped % TRY_AGAIN_EVERY)
+		return -1;
+	end = clock_ns() + POLL_NS;
+	do {
+		got = read(fd, buffer, size);
+		if (got >= 0 || errno != EAGAIN) {
+			in_vain = 0;
+			return got;
+		}
+	} while (clock_ns() < end);
+	in_vain++;
+	errno = EAGAIN;
+	return -1;
 }
 
 static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 {
+	int served = 0;
+
 	(void)userdata;
 	for (;;) {
 		ssize_t got = read(fd, buffer, size);
+		int result;
 
+		if (got < 0 && errno == EAGAIN && served && server)
+			got = poll_for_next(fd, buffer, size);
 		if (got < 0) {
 			/* pyfuse3 goes back to waiting on EINTR, and raises on anything else. */
 			if (errno == EAGAIN)
@@ -163,14 +258,37 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 				errno = ENODEV;
 			return -1;
 		}
-		if (!serve(fd, buffer, (size_t)got))
+		result = serve(fd, buffer, (size_t)got);
+		if (!result)
 			return got;
+		if (result == 2 || ++served >= IN_A_ROW) {
+			errno = EINTR;
+			return -1;
+		}
 	}
 }
 
 static ssize_t writev_hook(int fd, struct iovec *parts, int count, void *userdata)
 {
+	const struct out_header *out = parts[0].iov_base;
+	struct init_out reply;
+	uint64_t also;
+
 	(void)userdata;
+	if (!negotiation.pending || count != 2 || out->unique != negotiation.unique ||
+	    parts[1].iov_len < sizeof reply)
+		return writev(fd, parts, count);
+	negotiation.pending = 0;
+	memcpy(&reply, parts[1].iov_base, sizeof reply);
+	also = negotiation.wanted & negotiation.offered;
+	if (also >> 32 && negotiation.offered & INIT_EXT)
+		reply.flags |= INIT_EXT;
+	reply.flags |= (uint32_t)also;
+	reply.flags2 |= (uint32_t)(also >> 32);
+	if (also & INIT_PASSTHROUGH)
+		reply.max_stack_depth = 1;
+	negotiation.agreed = reply.flags | (uint64_t)reply.flags2 << 32;
+	memcpy(parts[1].iov_base, &reply, sizeof reply);
 	return writev(fd, parts, count);
 }
 
@@ -208,6 +326,7 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
 	/* A blocking read would not come back from the hook's loop. */
 	if (flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0)
 		hooked = install(session, fd);
+	session_fd = fd;
 	return result;
 }
 
@@ -238,15 +357,49 @@ static PyObject *py_hooked(PyObject *self, PyObject *unused)
 	return PyBool_FromLong(hooked);
 }
 
+static PyObject *py_session_fd(PyObject *self, PyObject *unused)
+{
+	(void)self, (void)unused;
+	return PyLong_FromLong(session_fd);
+}
+
 static PyObject *py_answered(PyObject *self, PyObject *unused)
 {
 	(void)self, (void)unused;
 	return PyLong_FromUnsignedLongLong(answered);
 }
 
+static PyObject *py_serve_by(PyObject *self, PyObject *capsule)
+{
+	(void)self;
+	server = (int (*)(int, char *, size_t))PyCapsule_GetPointer(capsule, "unionfs.server");
+	if (!server)
+		return NULL;
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_negotiate(PyObject *self, PyObject *wanted)
+{
+	(void)self;
+	negotiation.wanted = PyLong_AsUnsignedLongLong(wanted);
+	if (PyErr_Occurred())
+		return NULL;
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_agreed(PyObject *self, PyObject *unused)
+{
+	(void)self, (void)unused;
+	return PyLong_FromUnsignedLongLong(negotiation.agreed);
+}
+
 static PyMethodDef methods[] = {
+	{"serve_by", py_serve_by, METH_O, "Let the fast path answer, given as a capsule \"unionfs.server\"."},
+	{"negotiate", py_negotiate, METH_O, "FUSE_* bits to agree on at INIT beyond libfuse's, where offered."},
+	{"agreed", py_agreed, METH_NOARGS, "The FUSE_* bits that were agreed on; 0 before INIT was answered."},
 	{"bind", py_bind, METH_O, "Find libfuse among the libraries of pyfuse3's extension, given its path."},
 	{"hooked", py_hooked, METH_NOARGS, "Whether the session's input passes through the hooks."},
+	{"session_fd", py_session_fd, METH_NOARGS, "The descriptor of the session, -1 before there is one."},
 	{"answered", py_answered, METH_NOARGS, "How many requests were answered without Python."},
 	{NULL, NULL, 0, NULL},
 };
