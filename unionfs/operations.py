@@ -194,7 +194,7 @@ class Operations(pyfuse3.Operations):
                 attributes = self._attributes(child)
             except OSError as error:
                 if error.errno != errno.ELOOP:
-                    log.warning("readdir leaves out %r: %s", name, error)
+                    log.warning("readdir: cannot look at %r: %s", name, error)
                 continue
             if not pyfuse3.readdir_reply(token, name, attributes, position + 3):
                 self._nodes.release(child)

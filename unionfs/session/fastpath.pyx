@@ -186,6 +186,7 @@ cdef enum:
     FOPEN_CACHE_DIR = 8
     FOPEN_NOFLUSH = 32
     FOPEN_PASSTHROUGH = 128
+    UNKNOWN_INO = 0xffffffff  # as libfuse says it
 
     REPLY_SIZE = 1 << 20
 
@@ -611,7 +612,8 @@ cdef class FastPath:
                 self.add(child, name, position + 2, room, &used)
             except OSError as error:
                 if error.errno != errnos.ELOOP:
-                    log.warning("readdir leaves out %r: %s", name, error)
+                    log.warning("readdir: cannot look at %r: %s", name, error)
+                    self.add_unknown(name, position + 2, &used)
         return self.reply_buffered(request, used)
 
     cdef int reply_buffered(self, in_header *request, size_t used) except -1:
@@ -626,6 +628,19 @@ cdef class FastPath:
         node.lookups -= 1
         (<entry_out *>(reply_buffer + used[0] - entry_size(name))).nodeid = 0
         return True
+
+    cdef int add_unknown(self, bytes name, uint64_t offset, size_t* used) except -1:
+        """A name alone. The kernel keeps what it is given, so leaving the name out would be remembered."""
+        cdef char *place = reply_buffer + used[0]
+        cdef size_t size = entry_size(name)
+        memset(place, 0, size)
+        entry = <dirent *>(place + sizeof(entry_out))
+        entry.ino = UNKNOWN_INO
+        entry.off = offset
+        entry.namelen = len(name)
+        memcpy(place + sizeof(entry_out) + sizeof(dirent), <char *>name, len(name))
+        used[0] += size
+        return 0
 
     cdef int add(self, Node node, bytes name, uint64_t offset, size_t room, size_t* used) except -1:
         cdef char *place = reply_buffer + used[0]
