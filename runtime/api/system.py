@@ -24,7 +24,7 @@ from runtime.api.values import Json
 from runtime.containers import present, volumes
 from runtime.containers.logs import instant
 from runtime.containers.settle import settle_all
-from runtime.images.documents import host_platform
+from runtime.images.platforms import host_platform
 
 _NO_CACHE = {"Cache-Control": "no-cache, no-store, must-revalidate", "Pragma": "no-cache"}
 

@@ -99,7 +99,7 @@ def _row(image: Image, name: Reference | None, no_trunc: bool) -> dict[str, Any]
         "Containers": "N/A",
         "CreatedAt": created.strftime("%Y-%m-%d %H:%M:%S %z %Z") if created else "N/A",
         "CreatedSince": ago(created),
-        "Digest": image.manifests[0].digest,
+        "Digest": _digest(image, name),
         "ID": image.id if no_trunc else image.short_id,
         "Repository": name.repository if name else NONE,
         "SharedSize": "N/A",
@@ -108,6 +108,11 @@ def _row(image: Image, name: Reference | None, no_trunc: bool) -> dict[str, Any]
         "UniqueSize": "N/A",
         "VirtualSize": size(image.size),
     }
+
+
+def _digest(image: Image, name: Reference | None) -> str:
+    of_repository = [digest for digest in image.digests if name and digest.repository == name.repository]
+    return (of_repository[0].digest if of_repository else None) or image.manifests[0].digest
 
 
 @click.command()

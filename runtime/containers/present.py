@@ -107,13 +107,10 @@ def container(root: Root, subject: Container) -> Json:
 def image(subject: Image) -> Json:
     """What docker inspect shows of an image."""
     raw = subject.config.raw
-    repositories = dict.fromkeys(name.repository for name in subject.names)
     return {
         "Id": subject.id,
-        "RepoTags": [name.familiar for name in subject.names],
-        "RepoDigests": [
-            f"{name}@{manifest.digest}" for name in repositories for manifest in subject.manifests
-        ],
+        "RepoTags": [name.familiar for name in subject.names if name.tag],
+        "RepoDigests": [digest.familiar for digest in subject.digests],
         "Created": str(raw.get("created") or "") or None,
         "Author": raw.get("author", ""),
         "Config": raw.get("config") or {},

@@ -32,17 +32,18 @@ from runtime.images.documents import (
     Document,
     ImageConfig,
     Manifest,
-    host_platform,
+    for_platform,
+    images_in,
     parse_index,
     parse_json,
 )
+from runtime.images.platforms import host_platform
 from runtime.images.progress import Progress
 from runtime.images.reference import Reference, is_digest, parse
 from runtime.images.streams import CHUNK, DecompressingReader, DiskGuard, HashingReader, Limits
 from runtime.images.tarstream import TarStream
 
 CONTAINERD_NAME = "io.containerd.image.name"
-_ATTESTATION = "vnd.docker.reference.type"
 _LINKS_MAX = 8
 _NESTED_MAX = 4
 
@@ -62,7 +63,10 @@ class Blob:
 
 @dataclass(frozen=True)
 class SourceImage:
-    """An image that a source offers. Its layers are in the order of `config.diff_ids`, not yet verified."""
+    """An image that a source offers. Its layers are in the order of `config.diff_ids`, not yet verified.
+
+    `origin` is the digest by which a registry has it: of the manifest, or of the index that led to it.
+    """
 
     names: tuple[Reference, ...]
     config: ImageConfig
@@ -70,6 +74,7 @@ class SourceImage:
     media_type: str
     blobs: tuple[Blob, ...]
     layers: tuple[Blob, ...]
+    origin: str | None = None
 
 
 class Content(Protocol):
@@ -242,7 +247,8 @@ def _need(content: Content, name: str) -> Blob:
     return blob
 
 
-def _check_layers(where: str, config: ImageConfig, layers: int) -> None:
+def check_layers(where: str, config: ImageConfig, layers: int) -> None:
+    """Raise RuntimeFailure unless the config of an image is of so many layers, and they are some."""
     if len(config.diff_ids) != layers:
         raise RuntimeFailure(f"{where}: {layers} layers, but the config lists {len(config.diff_ids)}")
     if not layers:
@@ -270,7 +276,7 @@ def _docker_image(content: Content, entry: Document, new_manifest: Path) -> Sour
     config = ImageConfig.parse(_read(config_blob, where), where)
     names = entry.strings("Layers") or ()
     layers = tuple(_need(content, _inside(name, content.where)) for name in names)
-    _check_layers(entry.where, config, len(layers))
+    check_layers(entry.where, config, len(layers))
     descriptors = [
         Descriptor(_layer_type(layer), layer.digest, layer.size, {}, None).to_json() for layer in layers
     ]
@@ -299,10 +305,9 @@ def _layer_type(layer: Blob) -> str:
 def _oci_images(content: Content, index: Blob) -> list[SourceImage]:
     where = f"{content.where}: index.json"
     groups: dict[str | None, list[Descriptor]] = {}
-    for entry in parse_index(_read(index, where), where):
-        if _ATTESTATION not in entry.annotations:
-            name = entry.annotations.get(CONTAINERD_NAME) or entry.annotations.get(REF_NAME)
-            groups.setdefault(name, []).append(entry)
+    for entry in images_in(parse_index(_read(index, where), where)):
+        name = entry.annotations.get(CONTAINERD_NAME) or entry.annotations.get(REF_NAME)
+        groups.setdefault(name, []).append(entry)
     images = []
     for name, entries in groups.items():
         names = (parse(name).tagged(),) if name else ()
@@ -316,15 +321,9 @@ def _oci_images(content: Content, index: Blob) -> list[SourceImage]:
 
 def _for_host(entries: list[Descriptor], where: str) -> list[Descriptor]:
     """Of the same image for several platforms the one for this machine; else all of them."""
-    platforms = {entry.platform for entry in entries}
-    if len(platforms) < 2:
+    if len({entry.platform for entry in entries}) < 2:
         return entries
-    host = host_platform()
-    fitting = [entry for entry in entries if entry.platform in (host, None)]
-    if not fitting:
-        offered = ", ".join(sorted(map(str, platforms)))
-        raise RuntimeFailure(f"{where} has nothing for {host}, only for {offered}")
-    return fitting[:1]
+    return [for_platform(entries, host_platform(), where)]
 
 
 def _described(content: Content, descriptor: Descriptor) -> Blob:
@@ -346,9 +345,7 @@ def _to_manifest(content: Content, descriptor: Descriptor, where: str) -> tuple[
         if descriptor.media_type not in INDEX_TYPES:
             break
         where = f"{content.where}: {descriptor.digest}"
-        entries = [
-            entry for entry in parse_index(_read(blob, where), where) if _ATTESTATION not in entry.annotations
-        ]
+        entries = images_in(parse_index(_read(blob, where), where))
         if not entries:
             raise RuntimeFailure(f"{where} lists no images")
         descriptor = _for_host(entries, where)[0]
@@ -363,5 +360,5 @@ def _oci_image(
     config_blob = _described(content, manifest.config)
     config = ImageConfig.parse(_read(config_blob, where), f"{content.where}: {manifest.config.digest}")
     layers = tuple(_described(content, layer) for layer in manifest.layers)
-    _check_layers(where, config, len(layers))
+    check_layers(where, config, len(layers))
     return SourceImage(names, config, blob, descriptor.media_type, (blob, config_blob, *layers), layers)

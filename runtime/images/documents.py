@@ -7,13 +7,13 @@ manifest.json.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from runtime.errors import RuntimeFailure
+from runtime.images.platforms import Platform, choose
 from runtime.images.reference import is_digest
 
 #: No index, manifest or config is near this; it bounds the memory a hostile one takes.
@@ -32,16 +32,7 @@ CONFIG_TYPES = (OCI_CONFIG, DOCKER_CONFIG)
 LAYER_PREFIXES = ("application/vnd.oci.image.layer.", "application/vnd.docker.image.rootfs.")
 
 REF_NAME = "org.opencontainers.image.ref.name"
-
-_MACHINES = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "armv7l": "arm",
-    "armv6l": "arm",
-    "i686": "386",
-    "i386": "386",
-    "loongarch64": "loong64",
-}
+_ATTESTATION = "vnd.docker.reference.type"
 
 
 class Document:
@@ -122,23 +113,6 @@ def parse_json(data: bytes, where: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Platform:
-    """For whom an image is built, in Go's names."""
-
-    os: str
-    architecture: str
-
-    def __str__(self) -> str:
-        return f"{self.os}/{self.architecture}"
-
-
-def host_platform() -> Platform:
-    """The platform this machine runs."""
-    machine = os.uname().machine
-    return Platform("linux", _MACHINES.get(machine, machine))
-
-
-@dataclass(frozen=True)
 class Descriptor:
     """What one document says of a blob (descriptor.md)."""
 
@@ -157,7 +131,7 @@ class Descriptor:
         platform = None
         if document.value.get("platform") is not None:
             said = document.object("platform")
-            platform = Platform(said.string("os"), said.string("architecture"))
+            platform = Platform(said.string("os"), said.string("architecture"), said.string("variant", ""))
         return cls(
             document.string("mediaType"),
             digest,
@@ -170,7 +144,7 @@ class Descriptor:
         """The descriptor as an index or a manifest holds it."""
         value: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.platform is not None:
-            value["platform"] = {"architecture": self.platform.architecture, "os": self.platform.os}
+            value["platform"] = self.platform.to_json()
         if self.annotations:
             value["annotations"] = dict(self.annotations)
         return value
@@ -202,12 +176,30 @@ def parse_index(data: bytes, where: str) -> list[Descriptor]:
     return list(map(Descriptor.parse, Document(parse_json(data, where), where).objects("manifests")))
 
 
+def images_in(entries: Iterable[Descriptor]) -> list[Descriptor]:
+    """The entries of an index that are images, not what a builder says of them."""
+    return [entry for entry in entries if _ATTESTATION not in entry.annotations]
+
+
+def for_platform(entries: Sequence[Descriptor], wanted: Platform, where: str) -> Descriptor:
+    """The image of an index that fits `wanted`.
+
+    Raises RuntimeFailure, saying what there is, when none does.
+    """
+    place = choose([entry.platform for entry in entries], wanted)
+    if place is None:
+        offered = ", ".join(sorted({str(entry.platform) for entry in entries})) or "nothing"
+        raise RuntimeFailure(f"{where} has nothing for {wanted}, only for {offered}")
+    return entries[place]
+
+
 @dataclass(frozen=True)
 class ImageConfig:
     """How an image is run, and the layers it is made of (config.md)."""
 
     architecture: str
     os: str
+    variant: str
     created: datetime | None
     diff_ids: tuple[str, ...]
     env: tuple[str, ...]
@@ -221,6 +213,11 @@ class ImageConfig:
     exposed_ports: tuple[str, ...]
     raw: Mapping[str, Any]
 
+    @property
+    def platform(self) -> Platform:
+        """For whom the image is built."""
+        return Platform(self.os, self.architecture, self.variant)
+
     @classmethod
     def parse(cls, data: bytes, where: str) -> ImageConfig:
         """Read a config of docker's or OCI's; raises RuntimeFailure when a part has a wrong type."""
@@ -233,6 +230,7 @@ class ImageConfig:
         return cls(
             architecture=document.string("architecture", ""),
             os=document.string("os", ""),
+            variant=document.string("variant", ""),
             created=_parse_time(document),
             diff_ids=diff_ids,
             env=config.strings("Env") or (),

@@ -2,7 +2,7 @@
 
 An image's name is the annotation org.opencontainers.image.ref.name of its entry in index.json, in full
 (docker.io/library/busybox:latest). An image of several names has several entries, one that lost its last
-name has one without.
+name has one without. An image pulled by its digest has the name REPOSITORY@DIGEST.
 """
 
 from __future__ import annotations
@@ -16,6 +16,9 @@ from typing import Any
 from runtime.errors import RuntimeFailure
 from runtime.images.documents import OCI_INDEX, REF_NAME, Descriptor, parse_index
 from runtime.images.workspace import sync_directory
+
+#: An annotation: the digest of the index, at the registry, that led to an entry's manifest.
+ORIGIN = "unionfs.origin.digest"
 
 
 class Layout:
@@ -92,9 +95,16 @@ def name_of(entry: Descriptor) -> str | None:
     return entry.annotations.get(REF_NAME)
 
 
-def named(entry: Descriptor, name: str | None) -> Descriptor:
+def origin_of(entry: Descriptor) -> str:
+    """The digest by which the repository that an entry names has it."""
+    return entry.annotations.get(ORIGIN, entry.digest)
+
+
+def named(entry: Descriptor, name: str | None, origin: str | None = None) -> Descriptor:
     """The entry as it is under another name, or under none."""
     annotations = {REF_NAME: name} if name else {}
+    if name and origin and origin != entry.digest:
+        annotations[ORIGIN] = origin
     return Descriptor(entry.media_type, entry.digest, entry.size, annotations, entry.platform)
 
 

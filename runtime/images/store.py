@@ -9,6 +9,7 @@ first, then what nothing refers to any more.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,14 +19,14 @@ from typing import TYPE_CHECKING, BinaryIO
 from runtime.errors import NotFound, RuntimeFailure
 from runtime.images.documents import Descriptor, ImageConfig, Manifest
 from runtime.images.layers import Layer, LayerStore, chain_id
-from runtime.images.layout import Layout, name_of, named, with_name, without_needless
+from runtime.images.layout import Layout, name_of, named, origin_of, with_name, without_needless
 from runtime.images.progress import Progress, Silent
 from runtime.images.reference import Reference, parse
 from runtime.images.workspace import locked, sync_filesystem, workspace
 from runtime.root import Root
 
 if TYPE_CHECKING:
-    from runtime.images.archive import SourceImage
+    from runtime.images.archive import Blob, SourceImage
     from runtime.images.streams import Limits
 
 SHORT_ID = 12
@@ -33,13 +34,17 @@ SHORT_ID = 12
 
 @dataclass(frozen=True)
 class Image:
-    """An image of the store; `layers` go from the lowest up."""
+    """An image of the store; `layers` go from the lowest up.
+
+    `digests` are REPOSITORY@DIGEST, by which registries have it or would have it.
+    """
 
     id: str
     names: tuple[Reference, ...]
     config: ImageConfig
     layers: tuple[Layer, ...]
     manifests: tuple[Descriptor, ...]
+    digests: tuple[Reference, ...] = ()
 
     @property
     def short_id(self) -> str:
@@ -63,6 +68,40 @@ class Image:
 
 class _Vanished(Exception):
     """A layer that was in the store when a load began has been removed since."""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Where a source puts what is to become images, and what the store has of it already.
+
+    `staging` is for blobs, `making` for trees, `layers` for settled ones: nothing else may be there.
+    `verified` holds the diff IDs that blobs are known to have.
+    """
+
+    staging: Path
+    making: Path
+    layers: Path
+    limits: Limits
+    verified: dict[str, str]  # a blob's digest → its diff ID
+    _layout: Layout
+    _layers: LayerStore
+
+    def blob(self, descriptor: Descriptor) -> Blob | None:
+        """A blob that the store has, linked into `staging`: so it stays, whoever removes it there."""
+        from runtime.images.archive import Blob
+
+        path = self.staging / descriptor.digest.removeprefix("sha256:")
+        try:
+            os.link(self._layout.blob_path(descriptor.digest), path)
+        except FileNotFoundError:
+            return None
+        except FileExistsError:
+            pass
+        return Blob(path, descriptor.digest, path.stat().st_size)
+
+    def layer(self, diff_ids: Sequence[str]) -> Layer | None:
+        """The unpacked layer of the last of `diff_ids`, when the store or `layers` has it."""
+        return self._layers.find(diff_ids, self.layers)
 
 
 class ImageStore:
@@ -109,6 +148,7 @@ class ImageStore:
                 image = replace(
                     known,
                     names=known.names + image.names,
+                    digests=tuple(dict.fromkeys(known.digests + image.digests)),
                     manifests=tuple({m.digest: m for m in known.manifests + image.manifests}.values()),
                 )
             by_id[image.id] = image
@@ -132,7 +172,9 @@ class ImageStore:
                 raise RuntimeFailure(f"the image store is damaged: layer {diff_id} of {image_id} is missing")
             layers.append(layer)
         name = name_of(entry)
-        return Image(image_id, (parse(name),) if name else (), config, tuple(layers), (named(entry, None),))
+        names = (parse(name),) if name else ()
+        digests = tuple(replace(known, tag=None, digest=origin_of(entry)) for known in names)
+        return Image(image_id, names, config, tuple(layers), (named(entry, None),), digests)
 
     # Loading
 
@@ -145,42 +187,55 @@ class ImageStore:
         """
         # What only loading needs: the start of a container should not wait for it.
         from runtime.images.archive import find_images, open_source
-        from runtime.images.streams import Limits
 
         progress = progress or Silent()
-        limits = self._limits or Limits()
+
+        def find(intake: Intake) -> list[SourceImage]:
+            content = open_source(source, stdin, intake.staging, progress, intake.limits)
+            return find_images(content, intake.staging)
+
+        try:
+            return self.take_in(find, progress)
+        except OSError as error:
+            raise RuntimeFailure(f"cannot load {source}: {error.strerror}") from error
+
+    def take_in(self, find: Callable[[Intake], list[SourceImage]], progress: Progress) -> list[Image]:
+        """Add the images that `find` puts into the intake it is called with; what it left packed is unpacked.
+
+        Raises what `find` raises, and RuntimeFailure for refused layers; the store is then as it was.
+        """
+        from runtime.images.streams import Limits
+
         with workspace(self._root.tmp, self._workspaces_lock) as work:
             self._sweep(work)
-            staging = work / "staging"
-            staged_layers = work / "layers"
-            staging.mkdir()
-            staged_layers.mkdir()
-            try:
-                content = open_source(source, stdin, staging, progress, limits)
-                found = find_images(content, staging)
-                while True:
-                    for image in found:
-                        self._prepare(image, staged_layers, progress, limits)
-                    sync_filesystem(work)
-                    try:
-                        with locked(self._lock):
-                            return self._commit(found, staged_layers)
-                    except _Vanished:
-                        continue
-            except OSError as error:
-                raise RuntimeFailure(f"cannot load {source}: {error.strerror}") from error
+            staging, making, staged = (work / name for name in ("staging", "making", "layers"))
+            for place in (staging, making, staged):
+                place.mkdir()
+            limits = self._limits or Limits()
+            intake = Intake(staging, making, staged, limits, {}, self._layout, self._layers)
+            found = find(intake)
+            while True:
+                for image in found:
+                    self._prepare(image, intake, progress)
+                sync_filesystem(work)
+                try:
+                    with locked(self._lock):
+                        return self._commit(found, intake.layers)
+                except _Vanished:
+                    continue
 
-    def _prepare(self, image: SourceImage, staged: Path, progress: Progress, limits: Limits) -> None:
+    def _prepare(self, image: SourceImage, intake: Intake, progress: Progress) -> None:
         from runtime.images.unpack_blob import unpack_blob, verify
 
         diff_ids = image.config.diff_ids
         below: list[Layer] = []
         for count, (blob, diff_id) in enumerate(zip(image.layers, diff_ids, strict=True), 1):
-            layer = self._layers.find(diff_ids[:count], staged)
+            layer = intake.layer(diff_ids[:count])
+            known = intake.verified.get(blob.digest) == diff_id
             if layer is None:
-                layer = unpack_blob(blob, below, diff_id, staged, progress, limits)
-            elif not self._layout.blob_path(blob.digest).exists():
-                verify(blob, diff_id, progress, limits)
+                layer = unpack_blob(blob, below, diff_id, intake.layers, progress, intake.limits)
+            elif not known and not self._layout.blob_path(blob.digest).exists():
+                verify(blob, diff_id, progress, intake.limits)
             below.append(layer)
 
     def _commit(self, found: Sequence[SourceImage], staged: Path) -> list[Image]:
@@ -196,7 +251,7 @@ class ImageStore:
                     self._layout.add_blob(blob.path, blob.digest)
             entry = Descriptor(image.media_type, image.manifest.digest, image.manifest.size, {}, None)
             for name in image.names or (None,):
-                entries = with_name(entries, named(entry, str(name) if name else None))
+                entries = with_name(entries, named(entry, str(name) if name else None, image.origin))
         self._layout.sync_blobs()
         self._layout.write_entries(entries)
         stored = {image.id: image for image in self._images()}
@@ -269,6 +324,8 @@ def _age(image: Image) -> float:
 def _answers_to(image: Image, reference: Reference) -> bool:
     if reference.digest is None:
         return reference in image.names
+    if replace(reference, tag=None) in image.digests:
+        return True
     repositories = {name.repository for name in image.names}
     digests = {manifest.digest for manifest in image.manifests}
     return reference.repository in repositories and reference.digest in digests
