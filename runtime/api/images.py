@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Sequence
-from typing import Any
 
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError, NotImplementedHere
@@ -16,6 +15,7 @@ from runtime.api.values import Filters, Json, has_labels, truth
 from runtime.containers import present
 from runtime.containers.container import images_in_use
 from runtime.errors import RuntimeFailure
+from runtime.images.history import history as history_of
 from runtime.images.store import Image
 
 _FILTERS = ("before", "dangling", "label", "reference", "since", "until")
@@ -106,52 +106,19 @@ def details(subject: Image) -> Json:
 async def history(daemon: Daemon, call: Call) -> Reply:
     """GET /images/NAME/history."""
     image = await work(lambda: daemon.store.resolve(call.name))
-    return Reply(_history(image))
-
-
-def _history(image: Image) -> list[Json]:
-    """The steps an image was made by, the last first; each that made a layer has its size."""
-    steps = image.config.raw.get("history")
-    sizes = [layer.size for layer in image.layers]
-    entries: list[Json] = []
-    for step in steps if isinstance(steps, list) else []:
-        if not isinstance(step, dict):
-            continue
-        made_layer = not step.get("empty_layer")
-        entries.append(
-            {
-                "Id": "<missing>",
-                "Created": _seconds(step.get("created")),
-                "CreatedBy": str(step.get("created_by") or ""),
-                "Tags": None,
-                "Size": sizes.pop(0) if made_layer and sizes else 0,
-                "Comment": str(step.get("comment") or ""),
-            }
-        )
-    created = image.config.created
-    for size in sizes:  # layers that no step tells of
-        entries.append(
-            {
-                "Id": "<missing>",
-                "Created": int(created.timestamp()) if created else 0,
-                "CreatedBy": "",
-                "Tags": None,
-                "Size": size,
-                "Comment": "",
-            }
-        )
-    if entries:
-        entries[-1] |= {"Id": image.id, "Tags": [name.familiar for name in image.names] or None}
-    return entries[::-1]
-
-
-def _seconds(stamp: Any) -> int:
-    from datetime import datetime
-
-    try:
-        return int(datetime.fromisoformat(str(stamp)).timestamp())
-    except ValueError:
-        return 0
+    tags = [name.familiar for name in image.names]
+    entries = [
+        {
+            "Id": entry.id,
+            "Created": int(entry.created.timestamp()) if entry.created else 0,
+            "CreatedBy": entry.created_by,
+            "Tags": (tags or None) if entry.id == image.id else None,
+            "Size": entry.size,
+            "Comment": entry.comment,
+        }
+        for entry in history_of(image)
+    ]
+    return Reply(entries)
 
 
 async def tag(daemon: Daemon, call: Call) -> Reply:

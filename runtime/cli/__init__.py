@@ -15,10 +15,14 @@ from runtime.root import Root, state_root
 #: command name → where it is, as module:function.
 COMMANDS = {
     "attach": "runtime.cli.containers:attach",
+    "commit": "runtime.cli.layers:commit",
     "create": "runtime.cli.containers:create",
     "diff": "runtime.cli.containers:diff",
     "exec": "runtime.cli.containers:exec_",
+    "export": "runtime.cli.layers:export",
+    "history": "runtime.cli.layers:history",
     "images": "runtime.cli.images:images",
+    "import": "runtime.cli.layers:import_",
     "inspect": "runtime.cli.containers:inspect",
     "kill": "runtime.cli.containers:kill",
     "load": "runtime.cli.images:load",
@@ -28,6 +32,7 @@ COMMANDS = {
     "rm": "runtime.cli.containers:rm",
     "rmi": "runtime.cli.images:rmi",
     "run": "runtime.cli.containers:run",
+    "save": "runtime.cli.layers:save",
     "serve": "runtime.cli.serve:serve",
     "start": "runtime.cli.containers:start",
     "stop": "runtime.cli.containers:stop",

@@ -45,6 +45,18 @@ def mount(
     ]
     if volatile:
         options.append("volatile")
+    _mount(options, target, keeps)
+
+
+def mount_read_only(lower: Sequence[Path | str], target: Path) -> None:
+    """Mount the union of `lower` (uppermost first) on `target`, with nothing that could be written to.
+
+    Raises RuntimeFailure as `mount` does.
+    """
+    _mount(["lowerdir=" + ":".join(escape(str(layer)) for layer in lower)], target, ())
+
+
+def _mount(options: Sequence[str], target: Path, keeps: Sequence[int]) -> None:
     result = subprocess.run(
         [sys.executable, "-P", "-m", "unionfs", "-o", ",".join(options), str(target)],
         pass_fds=tuple(keeps),

@@ -73,6 +73,14 @@ class LayerStore:
                     return Layer(diff_ids[-1], directory / "diff", record.size)
         return None
 
+    def sizes(self) -> dict[str, int]:
+        """Key → the bytes of its files, of all layers."""
+        found = {}
+        for directory in self.directory.iterdir():
+            record = Record(**json.loads((directory / "layer.json").read_bytes()))
+            found[f"sha256:{directory.name}"] = record.size
+        return found
+
     def adopt(self, staged: Path) -> None:
         """Move the layers in `staged`, which are on disk, into the store."""
         for directory in staged.iterdir():
@@ -90,4 +98,3 @@ class LayerStore:
                 os.rename(directory, trash / directory.name)
                 gone.add(f"sha256:{directory.name}")
         return gone
-

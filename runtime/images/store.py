@@ -22,11 +22,13 @@ from runtime.images.layers import Layer, LayerStore, chain_id
 from runtime.images.layout import Layout, name_of, named, origin_of, with_name, without_needless
 from runtime.images.progress import Progress, Silent
 from runtime.images.reference import Reference, parse
+from runtime.images.steps import Step, Steps
 from runtime.images.workspace import locked, sync_filesystem, workspace
 from runtime.root import Root
 
 if TYPE_CHECKING:
     from runtime.images.archive import Blob, SourceImage
+    from runtime.images.making import NewLayer
     from runtime.images.streams import Limits
 
 SHORT_ID = 12
@@ -119,6 +121,7 @@ class ImageStore:
         self._limits = limits
         self._layout = Layout(root.images)
         self._layers = LayerStore(root.layers)
+        self.steps = Steps(root.path / "steps")
         self._lock = root.path / "images.lock"
         self._workspaces_lock = root.tmp / "lock"
         self._layers.prepare()
@@ -165,16 +168,36 @@ class ImageStore:
         manifest = Manifest.parse(self._layout.read_blob(entry.digest), f"manifest {entry.digest}")
         image_id = manifest.config.digest
         config = ImageConfig.parse(self._layout.read_blob(image_id), f"config {image_id}")
-        layers = []
-        for count, diff_id in enumerate(config.diff_ids, 1):
-            layer = self._layers.find(config.diff_ids[:count])
-            if layer is None:
-                raise RuntimeFailure(f"the image store is damaged: layer {diff_id} of {image_id} is missing")
-            layers.append(layer)
+        try:
+            layers = self.layers_of(config.diff_ids)
+        except RuntimeFailure as error:
+            raise RuntimeFailure(f"{error} (of the image {image_id})") from None
         name = name_of(entry)
         names = (parse(name),) if name else ()
         digests = tuple(replace(known, tag=None, digest=origin_of(entry)) for known in names)
-        return Image(image_id, names, config, tuple(layers), (named(entry, None),), digests)
+        return Image(image_id, names, config, layers, (named(entry, None),), digests)
+
+    def layers_of(self, diff_ids: Sequence[str]) -> tuple[Layer, ...]:
+        """The unpacked layers of `diff_ids`, lowest first; raises RuntimeFailure when one is missing."""
+        layers = []
+        for count, diff_id in enumerate(diff_ids, 1):
+            layer = self._layers.find(diff_ids[:count])
+            if layer is None:
+                raise RuntimeFailure(f"the image store is damaged: layer {diff_id} is missing")
+            layers.append(layer)
+        return tuple(layers)
+
+    def manifest_of(self, image: Image) -> Manifest:
+        """The manifest of an image: the first, if it came with several."""
+        digest = image.manifests[0].digest
+        return Manifest.parse(self._layout.read_blob(digest), f"manifest {digest}")
+
+    def blob(self, digest: str) -> Path:
+        """The file of a blob; raises RuntimeFailure when it is missing."""
+        path = self._layout.blob_path(digest)
+        if not path.exists():
+            raise RuntimeFailure(f"the image store is damaged: blob {digest} is missing")
+        return path
 
     # Loading
 
@@ -206,8 +229,7 @@ class ImageStore:
         """
         from runtime.images.streams import Limits
 
-        with workspace(self._root.tmp, self._workspaces_lock) as work:
-            self._sweep(work)
+        with self.working() as work:
             staging, making, staged = (work / name for name in ("staging", "making", "layers"))
             for place in (staging, making, staged):
                 place.mkdir()
@@ -223,6 +245,35 @@ class ImageStore:
                         return self._commit(found, intake.layers)
                 except _Vanished:
                     continue
+
+    @contextmanager
+    def working(self) -> Iterator[Path]:
+        """A workspace for what is to be published, gone at the end; what dead ones left goes first."""
+        with workspace(self._root.tmp, self._workspaces_lock) as work:
+            self._sweep(work)
+            yield work
+
+    def keep_step(self, key: str, step: Step, layer: NewLayer | None, work: Path) -> None:
+        """Keep what a build's step made; `layer` is its own, the last of the step's, if it made one.
+
+        Raises RuntimeFailure when a layer that it stands on has been removed meanwhile.
+        """
+        from runtime.images.streams import Limits
+        from runtime.images.unpack_blob import unpack_blob
+
+        staged = work / f"layers-{key}"
+        staged.mkdir()
+        if layer is not None and self._layers.find(step.diff_ids) is None:
+            below = self.layers_of(step.diff_ids[:-1])
+            unpack_blob(layer.blob, below, layer.diff_id, staged, Silent(), self._limits or Limits())
+        sync_filesystem(work)
+        with locked(self._lock):
+            self._layers.adopt(staged)
+            if layer is not None:
+                self._layout.add_blob(layer.blob.path, layer.blob.digest)
+                self._layout.sync_blobs()
+            self.layers_of(step.diff_ids)
+            self.steps.write(key, step)
 
     def _prepare(self, image: SourceImage, intake: Intake, progress: Progress) -> None:
         from runtime.images.unpack_blob import unpack_blob, verify
@@ -249,6 +300,7 @@ class ImageStore:
             for blob in image.blobs:
                 if blob.path.exists():  # not yet moved for another image
                     self._layout.add_blob(blob.path, blob.digest)
+                self.blob(blob.digest)
             entry = Descriptor(image.media_type, image.manifest.digest, image.manifest.size, {}, None)
             for name in image.names or (None,):
                 entries = with_name(entries, named(entry, str(name) if name else None, image.origin))
@@ -311,10 +363,26 @@ class ImageStore:
         for digest in list(blobs):
             manifest = Manifest.parse(self._layout.read_blob(digest), f"manifest {digest}")
             blobs.update((manifest.config.digest, *(layer.digest for layer in manifest.layers)))
+        layers = {layer.path: layer for image in images for layer in image.layers}
+        for key, step in list(self.steps.all()):
+            try:
+                layers |= {layer.path: layer for layer in self.layers_of(step.diff_ids)}
+            except RuntimeFailure:  # no one can go on from it any more
+                self.steps.forget(key)
+            else:
+                blobs.update(blob.digest for blob in step.blobs)
         self._layout.remove_blobs_except(blobs)
         trash = work / "trash"
         trash.mkdir(exist_ok=True)
-        return self._layers.discard_except([layer for image in images for layer in image.layers], trash)
+        return self._layers.discard_except(list(layers.values()), trash)
+
+    def forget_steps(self) -> int:
+        """Forget what builds could use again, and remove what only they needed; give the bytes of layers."""
+        with workspace(self._root.tmp, self._workspaces_lock) as work, locked(self._lock):
+            self.steps.clear()
+            before = self._layers.sizes()
+            gone = self._sweep_locked(work)
+            return sum(size for key, size in before.items() if key in gone)
 
 
 def _age(image: Image) -> float:

@@ -62,6 +62,13 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 Path_ = tuple[bytes, ...]
 
 
+def is_layer_xattr(name: str) -> bool:
+    """Whether the xattr `name` is a file's own, and not an instruction to a driver or the kernel."""
+    if name == _CAPABILITY:
+        return True
+    return name.startswith(_PLAIN_XATTRS) and not name.startswith(_DRIVER_XATTRS)
+
+
 @dataclass(frozen=True)
 class Attributes:
     """What an entry has besides its content."""
@@ -305,9 +312,7 @@ class _Unpacker:
                 try:
                     if stat.S_ISDIR(os.lstat(target[-1], dir_fd=source).st_mode):
                         raise self._refuse(shown, "is a hard link to a directory")
-                    os.link(
-                        target[-1], path[-1], src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False
-                    )
+                    os.link(target[-1], path[-1], src_dir_fd=source, dst_dir_fd=parent, follow_symlinks=False)
                 except FileNotFoundError:
                     raise missing from None
         finally:
@@ -366,9 +371,7 @@ class _Unpacker:
         )
 
     def _may_have(self, xattr: str) -> bool:
-        if xattr == _CAPABILITY:
-            return self._is_root
-        return xattr.startswith(_PLAIN_XATTRS) and not xattr.startswith(_DRIVER_XATTRS)
+        return is_layer_xattr(xattr) and (xattr != _CAPABILITY or self._is_root)
 
     def _identity(self, member: tarfile.TarInfo, number: int) -> int:
         # 2**32 - 1 is chown's "leave it", and nobody's ID.
