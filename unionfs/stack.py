@@ -41,6 +41,9 @@ class _UpperUnfit(Exception):
 def open_stack(options: Options) -> tuple[list[Layer], Upper | None]:
     """Open the lower layers, topmost first, and the upper one if there is one.
 
+    Of a mount that is read only the upper is one more lower layer: nothing is written, so it may be another
+    mount's at the same time. Engines compare a running container with its image so.
+
     Raises StackError.
     """
     lowerdirs = [_directory("lowerdir", path) for path in options.lowerdirs]
@@ -48,7 +51,12 @@ def open_stack(options: Options) -> tuple[list[Layer], Upper | None]:
     if options.upperdir is not None and options.workdir is not None:
         upperdir = _directory("upperdir", options.upperdir)
         workdir = _directory("workdir", options.workdir)
-        _check_upper(upperdir, workdir)
+        if options.read_only:
+            _check_trusted(upperdir, workdir)
+            lowerdirs.insert(0, upperdir)
+            upperdir = workdir = None
+        else:
+            _check_upper(upperdir, workdir)
     _check_overlaps(lowerdirs, upperdir, workdir)
     lowers: list[Layer] = []
     try:
@@ -98,6 +106,16 @@ def _check_upper(upperdir: str, workdir: str) -> None:
             raise StackError(f"{option} '{directory}': cannot be written")
     if upperdir in _kernel_overlay_uppers():
         raise StackError(f"upperdir '{upperdir}': in use by an overlay mount of the kernel")
+
+
+def _check_trusted(upperdir: str, workdir: str) -> None:
+    """Refuse an upper that may have lost what was written to it."""
+    with _named("upperdir", upperdir), contextlib.suppress(FileNotFoundError):
+        staging_fd = os.open(os.path.join(workdir, "work"), _DIRECTORY)
+        try:
+            volatile.check(staging_fd)
+        finally:
+            os.close(staging_fd)
 
 
 def _check_overlaps(lowerdirs: list[str], upperdir: str | None, workdir: str | None) -> None:

@@ -103,6 +103,7 @@ def test_an_upper_left_volatile_by_another_boot_is_refused(store):
     said = store.call("-o", f"{store.lowers},{store.upper}", store.merged, code=1)
     assert "volatile" in said and "remove work/incompat/volatile" in said and said.count("\n") == 1
     assert not mounts_at(store.merged)
+    store.call("-o", f"{store.lowers},{store.upper},ro", store.merged, code=1)
     shutil.rmtree(mark)
     store.call("-o", f"{store.lowers},{store.upper}", store.merged)
     store.unmount()
@@ -135,6 +136,23 @@ def test_several_mounts_share_lowers_and_stand_on_each_other(store, place):
     (place / "volume" / "a").unlink()
     assert os.listdir(place / "volume") == ["d"] and (store.merged / "a").exists()
     subprocess.run(["fusermount3", "-u", place / "volume"], check=True)
+    store.unmount()
+
+
+def test_a_running_container_is_looked_at_read_only(store, place):
+    """containerd's diff mounts the upper of a running container once more, with `ro`."""
+    options = f"{store.lowers},{store.upper}"
+    store.call("-o", options, store.merged)
+    (store.merged / "a").unlink()
+    (store.merged / "d" / "f").write_text("changed")
+    (place / "look").mkdir()
+    store.call("overlay", place / "look", "-o", options, "-o", "ro")
+    assert os.listdir(place / "look") == ["d"]
+    assert (place / "look" / "d" / "f").read_text() == "changed"
+    with pytest.raises(OSError, match="Read-only"):
+        (place / "look" / "x").write_text("")
+    (store.merged / "new").write_text("new")
+    subprocess.run(["fusermount3", "-u", place / "look"], check=True)
     store.unmount()
 
 

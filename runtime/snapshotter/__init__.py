@@ -1,0 +1,1 @@
+"""containerd's snapshots on union mounts: what `unionfs-snapshotter` serves."""
