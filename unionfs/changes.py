@@ -193,6 +193,8 @@ class Changes:
         if hides:
             by_marker = self.upper.convention is Convention.MARKER
             (listing.marked if by_marker else listing.whiteouts).add(name)
+        if node.unsettled and node.orphan >= 0 and not os.fstat(node.orphan).st_nlink:
+            self.copyup.settling.drop(node)
         self.tree.nodes.release(node)
 
     def _existing(self, parent: Node, name: bytes) -> Node:

@@ -1,8 +1,9 @@
 """Copy-up: a file of a lower layer becomes a file of the upper one, all at once or not at all.
 
-The copy is made in the staging directory, with content, holes, owner, mode, xattrs, ACLs and times, is on
-the disk before it gets its name, and gets it by one rename. So whoever looks sees the lower file or the
-whole copy. Nobody can tell from the parent directories: those are copied up first, and keep their times.
+The copy is made in the staging directory, with content, holes, owner, mode, xattrs, ACLs and times, and
+gets its name by one rename. So whoever looks sees the lower file or the whole copy, and so does who looks
+after a crash of the machine (settling.py). Nobody can tell from the parent directories: those are copied up
+first, and keep their times.
 
 Long copies run in a worker thread; nothing else does. Until the copy is adopted nothing of the tree
 depends on it, so the file may be renamed or removed meanwhile: the adopting step, which does not await,
@@ -16,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -23,14 +25,17 @@ from dataclasses import dataclass
 
 import trio
 
-from unionfs import metacopy, syscalls, xattr
+from unionfs import metacopy, settling, syscalls, xattr
 from unionfs.hardlinks import HardLinks
 from unionfs.layer import Layer, join
 from unionfs.nodes import Entry, Node
 from unionfs.redirect import Place
 from unionfs.session import pyfuse3
+from unionfs.settling import Settling
 from unionfs.tree import ORIGIN_XATTRS, Tree
 from unionfs.upper import Upper
+
+log = logging.getLogger(__name__)
 
 #: Files up to this many bytes are copied on the thread that decides: a worker costs more than they do.
 INLINE_SIZE = 256 * 1024
@@ -52,13 +57,17 @@ class _Copy:
     #: Bytes of content to copy.
     size: int = 0
     is_metacopy: bool = False
+    #: Whether there is content to lose.
+    is_filled: bool = False
+    #: Whether it is to be settled later (settling.py).
+    marked: bool = False
 
 
 class CopyUp:
     """Brings nodes of one tree into its upper layer."""
 
     def __init__(self, tree: Tree, upper: Upper, *, sync: bool, metacopies: bool = False) -> None:
-        """`sync`: a copy reaches the disk before it gets its name. Off for volatile mounts.
+        """`sync`: a crash of the machine loses no content. Off for volatile mounts.
 
         `metacopies`: what needs no content is copied up without it (metacopy=on).
         """
@@ -67,10 +76,47 @@ class CopyUp:
         self.upper = upper
         self.sync = sync
         self.hard_links = HardLinks(tree, upper, self.directory)
+        self.settling = Settling(tree, upper)
 
     def close(self) -> None:
-        """Give back descriptors."""
+        """Let the disk have everything, and give back descriptors."""
+        self.settling.finish()
         self.hard_links.close()
+
+    def recover(self) -> None:
+        """Complete what an earlier server has left half done. Raises OSError."""
+        self.hard_links.finish_interrupted()
+        settled = []
+        for path in self.settling.left():
+            lost = settling.lost_content(self.upper.proc_path(path))
+            if lost is None:
+                settled.append(path)
+                continue
+            try:
+                self._fill_again(path, *metacopy.find_content(lost, (), self.tree.lowers))
+                settled.append(path)
+            except OSError as error:
+                log.error("'%s' may have lost content in a crash: %s", os.fsdecode(path), error.strerror)
+        self.settling.settle_left(settled)
+
+    def _fill_again(self, path: bytes, layer: Layer, content: bytes) -> None:
+        """Give a file of the upper layer the content that a lower one has. The rest of it stays."""
+        source = layer.open(content, os.O_RDONLY)
+        try:
+            target = self.upper.open(path, os.O_RDWR)
+            try:
+                status = os.fstat(target)
+                os.ftruncate(target, 0)
+                size = os.fstat(source).st_size
+                self._fill(source, target, size, size)
+                os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
+            finally:
+                os.close(target)
+        finally:
+            os.close(source)
+
+    def _waits_for_disk(self) -> bool:
+        return self.sync and not self.settling.possible
 
     # Directories -----------------------------------------------------------------------------------
 
@@ -150,7 +196,7 @@ class CopyUp:
         if node.kind != stat.S_IFREG:
             return True
         size = status.st_size if length is None else min(length, status.st_size)
-        return not size or (not self.sync and size <= INLINE_SIZE and not self.metacopies)
+        return not size or (size <= INLINE_SIZE and not self._waits_for_disk() and not self.metacopies)
 
     async def _bring_up(self, node: Node, length: int | None, *, with_content: bool) -> None:
         while node.copying is not None:
@@ -172,7 +218,8 @@ class CopyUp:
         copy = _Copy(node, (layer, path), status, content, self.upper.staged_name())
         copy.size = status.st_size if length is None else min(length, status.st_size)
         copy.is_metacopy = regular and not with_content and copy.size > 0
-        long = regular and copy.size > 0 and not copy.is_metacopy and (self.sync or copy.size > INLINE_SIZE)
+        copy.is_filled = regular and copy.size > 0 and not copy.is_metacopy
+        long = copy.is_filled and (copy.size > INLINE_SIZE or self._waits_for_disk())
         unknown_names = status.st_nlink > 1 and not self.hard_links.knows(layer)
         if not long and not unknown_names:
             self._stage_and_adopt(copy)
@@ -203,7 +250,7 @@ class CopyUp:
             try:
                 await trio.to_thread.run_sync(self._fill, source, fd, copy.size, copy.status.st_size)
                 self._copy_attributes(*copy.place, copy.staged, copy.node.ino, copy.status)
-                if self.sync:
+                if self.sync and not self._mark(copy):
                     await trio.to_thread.run_sync(os.fsync, fd)
             finally:
                 os.close(fd)
@@ -236,6 +283,8 @@ class CopyUp:
                     await trio.to_thread.run_sync(os.fsync, target)
                 readers = self._open_readers(node, b"/proc/self/fd/%d" % target)
                 metacopy.unmark(self.tree.proc_path(node), follow=node.orphan >= 0)
+                if self.sync:  # or the mark could come back, over what is written from now on
+                    await trio.to_thread.run_sync(os.fsync, target)
                 node.metacopy = 0
                 self._replace_descriptors(readers)
             finally:
@@ -246,9 +295,10 @@ class CopyUp:
         try:
             self._stage(copy)
             self._copy_attributes(*copy.place, copy.staged, copy.node.ino, copy.status)
+            if self.sync and copy.is_filled and not self._mark(copy):
+                self._sync_staged(copy)
             if copy.is_metacopy:
-                path = b"/proc/self/fd/%d/%s" % (self.upper.staging_fd, copy.staged)
-                metacopy.mark(path, copy.content[1])
+                metacopy.mark(self._staged_path(copy.staged), copy.content[1])
                 syscalls.utimensat(
                     self.upper.staging_fd, copy.staged, copy.status.st_atime_ns, copy.status.st_mtime_ns
                 )
@@ -256,6 +306,22 @@ class CopyUp:
         except BaseException:
             self._discard_quietly(copy.staged)
             raise
+
+    def _mark(self, copy: _Copy) -> bool:
+        """Let the copy be settled later. False where that cannot be."""
+        number = self._staged_stat(copy.staged).st_ino
+        copy.marked = self.settling.mark(self._staged_path(copy.staged), number, copy.content[1])
+        return copy.marked
+
+    def _sync_staged(self, copy: _Copy) -> None:
+        fd = os.open(copy.staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.upper.staging_fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def _staged_path(self, staged: bytes) -> bytes:
+        return b"/proc/self/fd/%d/%s" % (self.upper.staging_fd, staged)
 
     def _stage(self, copy: _Copy) -> None:
         """Make the copy's inode, and its content if that is short."""
@@ -325,7 +391,7 @@ class CopyUp:
             os.chown(staged, status.st_uid, status.st_gid, dir_fd=staging_fd, follow_symlinks=False)
         if kind != stat.S_IFLNK:
             syscalls.fchmodat(staging_fd, staged, stat.S_IMODE(status.st_mode))
-        target = b"/proc/self/fd/%d/%s" % (staging_fd, staged)
+        target = self._staged_path(staged)
         xattr.copy(layer.proc_path(path), target)
         for name in ORIGIN_XATTRS:
             try:
@@ -344,7 +410,7 @@ class CopyUp:
         upper_ino = self._staged_stat(staged).st_ino
         readers: dict[int, int] = {}
         if not copy.is_metacopy:
-            readers = self._open_readers(node, b"/proc/self/fd/%d/%s" % (staging_fd, staged))
+            readers = self._open_readers(node, self._staged_path(staged))
         try:
             if not node.names:
                 node.orphan = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
@@ -363,6 +429,8 @@ class CopyUp:
         self._now_upper(node, upper_ino)
         node.lowers = ()
         node.metacopy = int(copy.is_metacopy)
+        if copy.marked:
+            self.settling.add(node)
         if node.backing is not None:
             # Who has it open stays with the lower file; others get the copy.
             node.backing = None

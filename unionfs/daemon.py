@@ -197,7 +197,7 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
     if upper is not None and not options.read_only:
         upper.take_callers_ids()
         copyup = CopyUp(tree, upper, sync=options.sync, metacopies=options.metacopy)
-        copyup.hard_links.finish_interrupted()
+        copyup.recover()
     operations = Operations(
         tree,
         upper,

@@ -14,6 +14,9 @@ T = TypeVar("T")
 #: not among them (the kernel sends the offset), nor O_DIRECT (our buffers are not aligned).
 BACKING_FLAGS = os.O_ACCMODE | os.O_SYNC | os.O_DSYNC | os.O_NOATIME
 
+#: Open flags by which each write is on the disk when it returns.
+WRITES_THROUGH = os.O_SYNC | os.O_DSYNC
+
 
 class OpenFile:
     """A file opened once. Its handle is its descriptor."""

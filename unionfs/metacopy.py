@@ -23,13 +23,7 @@ XATTRS = ("trusted.overlay.metacopy", "user.overlay.metacopy")
 
 def is_metacopy(path: bytes, *, follow: bool = False) -> bool:
     """Whether the regular file at `path` holds no content of its own."""
-    try:
-        names = os.listxattr(path, follow_symlinks=follow)
-    except OSError as error:
-        if error.errno not in xattr.NONE:
-            raise
-        return False
-    return any(name in XATTRS for name in names)
+    return xattr.has(path, XATTRS, follow=follow)
 
 
 def mark(path: bytes, content: bytes) -> None:

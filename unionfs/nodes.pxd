@@ -34,6 +34,7 @@ cdef class Node:
     cdef public object copying
     cdef public object backing
     cdef public int metacopy
+    cdef public bint unsettled
 
 
 cdef class NodeTable:

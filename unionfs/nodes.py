@@ -99,6 +99,8 @@ class Node:
         self.backing: Backing | None = None
         #: Whether its content is elsewhere (metacopy.py): -1 while nobody has looked.
         self.metacopy = -1
+        #: Whether the disk may not have its content yet (settling.py).
+        self.unsettled = False
 
     def __repr__(self) -> str:
         return f"<Node {self.ino} {self.names[:1]}>"

@@ -22,7 +22,7 @@ from unionfs import whiteout, xattr
 from unionfs.changes import Changes
 from unionfs.copyup import CopyUp
 from unionfs.errors import answers_errors
-from unionfs.handles import BACKING_FLAGS, HandleTable, OpenDirectory, OpenFile
+from unionfs.handles import BACKING_FLAGS, WRITES_THROUGH, HandleTable, OpenDirectory, OpenFile
 from unionfs.idmap import UNMAPPED, IdMaps
 from unionfs.layer import open_noatime
 from unionfs.nodes import Node
@@ -431,7 +431,14 @@ class Operations(pyfuse3.Operations):
         node = self._nodes[inode]
         await copyup.attributes(node)
         path, follow = self._xattr_path(node)
-        os.setxattr(path, name, value, follow_symlinks=follow)
+        try:
+            os.setxattr(path, name, value, follow_symlinks=follow)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not node.unsettled:
+                raise
+            await copyup.settling.settle_by_name(node)  # the mark takes room on some disks
+            path, follow = self._xattr_path(node)
+            os.setxattr(path, name, value, follow_symlinks=follow)
         if name == _ACCESS_ACL and ctx.uid != 0:
             status = self._tree.stat(node)
             if status.st_mode & stat.S_ISGID and not _is_in_group(ctx, self._ids.gid.shown(status.st_gid)):
@@ -458,6 +465,8 @@ class Operations(pyfuse3.Operations):
             _, copyup, _ = self._writable()
             with _spare_descriptor():  # or content would be cut off by an open that then fails (EMFILE)
                 await copyup.file(node, 0 if flags & os.O_TRUNC else None)
+            if node.unsettled and flags & WRITES_THROUGH:
+                await copyup.settling.settle_by_name(node)
         if flags & os.O_TRUNC and ctx.uid != 0:
             self._drop_setuid(node)
         backing = flags & (BACKING_FLAGS | os.O_TRUNC)
@@ -521,7 +530,13 @@ class Operations(pyfuse3.Operations):
 
     async def fsync(self, fh: int, datasync: bool) -> None:
         """FSYNC. The file is as durable as its layer makes it, name and all."""
-        if self._sync:
+        if not self._sync:
+            return
+        node = self._files[fh].node
+        if node.unsettled:
+            assert self._copyup is not None
+            await self._copyup.settling.settle(node, fh)
+        else:
             await trio.to_thread.run_sync(os.fdatasync if datasync else os.fsync, fh)
 
     async def release(self, fh: int) -> None:

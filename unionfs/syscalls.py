@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
+from pathlib import Path
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -176,3 +178,9 @@ def keep_capabilities_across_fs_ids() -> bool:
     Returns whether it could be done: it needs CAP_SETPCAP.
     """
     return bool(_libc.prctl(_PR_SET_SECUREBITS, _SECBIT_NO_SETUID_FIXUP, 0, 0, 0) == 0)
+
+
+@functools.cache
+def boot_id() -> bytes:
+    """What differs from one boot of the machine to the next (random(4)). Raises OSError."""
+    return Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()

@@ -9,7 +9,8 @@ and an engine that mounts the same upper once more, volatile or not, gets it.
 from __future__ import annotations
 
 import os
-from pathlib import Path
+
+from unionfs import syscalls
 
 _MARK = "incompat/volatile"
 
@@ -28,7 +29,7 @@ def check(staging_fd: int) -> None:
         boots = os.listdir(place)
     except (FileNotFoundError, NotADirectoryError):
         return
-    if _boot() not in boots:
+    if syscalls.boot_id().decode() not in boots:
         raise Untrusted(
             "it was written by a volatile mount that another boot or kernel overlayfs has left, and may be"
             f" incomplete; to use it all the same, remove work/{_MARK} in workdir"
@@ -37,10 +38,5 @@ def check(staging_fd: int) -> None:
 
 def mark(staging_fd: int) -> None:
     """Say that the upper is written without waiting for the disk. Raises OSError."""
-    place = f"/proc/self/fd/{staging_fd}/{_MARK}/{_boot()}"
+    place = f"/proc/self/fd/{staging_fd}/{_MARK}/{syscalls.boot_id().decode()}"
     os.makedirs(place, mode=0o700, exist_ok=True)
-
-
-def _boot() -> str:
-    """What differs from one boot to the next (random(4))."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

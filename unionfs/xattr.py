@@ -59,6 +59,20 @@ def first(path: bytes, names: Iterable[str], *, follow: bool = False) -> bytes |
     return None
 
 
+def has(path: bytes, names: Iterable[str], *, follow: bool = False) -> bool:
+    """Whether a path has one of some attributes.
+
+    Raises OSError, but not for a disk without attributes, or one that must not be read.
+    """
+    try:
+        listed = os.listxattr(path, follow_symlinks=follow)
+    except OSError as error:
+        if error.errno not in NONE:
+            raise
+        return False
+    return not set(names).isdisjoint(listed)
+
+
 def copy(source: bytes, target: bytes) -> None:
     """Copy all of a user's attributes of one path to another, following neither if it is a symlink.
 

@@ -24,7 +24,7 @@ from libc.string cimport memcpy, memset
 
 from unionfs.nodes cimport Node, NodeTable
 
-from unionfs.handles import BACKING_FLAGS, OpenDirectory, OpenFile
+from unionfs.handles import BACKING_FLAGS, WRITES_THROUGH, OpenDirectory, OpenFile
 from unionfs.layer import open_noatime
 from unionfs.session import _hooks, pyfuse3
 from unionfs.passthrough import Policy, is_program
@@ -758,6 +758,8 @@ cdef class FastPath:
                 now(self.copyup.file(node, length))
                 if node.id != request.nodeid:
                     return self.refuse(request, errnos.ESTALE)
+            if node.unsettled and flags & WRITES_THROUGH:
+                return self.later(request, self.copyup.settling.settle_by_name(node))
         if flags & os.O_TRUNC and (body.b & OPEN_KILL_SUIDGID if self.killpriv else request.uid != 0):
             self.operations._drop_setuid(node)
         fd = self.open_content(node, flags & (BACKING_FLAGS | os.O_TRUNC))
@@ -794,7 +796,9 @@ cdef class FastPath:
         cdef c_stat status
         if node.backing is not None:
             return node.backing
-        if self.backings.session_fd < 0 or node.handles or node.kind != 0o100000 or not self.has_content(node):
+        if self.backings.session_fd < 0 or node.handles or node.unsettled:
+            return None
+        if node.kind != 0o100000 or not self.has_content(node):
             return None
         policy = self.backings.policy
         if policy is Policy.OFF or c_fstat(fd, &status) < 0:
