@@ -107,8 +107,14 @@ def test_logs_follow_until_the_end(unionctl: Unionctl) -> None:
 
 
 def test_logs_follow_a_container_that_removes_itself(unionctl: Unionctl) -> None:
-    unionctl("run", "-d", "--rm", "--name", "one", "busybox", "sh", "-c", "sleep 0.5; echo last")
-    assert unionctl.out("logs", "-f", "one") == "last"
+    script = "echo first; while [ ! -e /go ]; do sleep 0.1; done; echo last"
+    unionctl("run", "-d", "--rm", "--name", "one", "busybox", "sh", "-c", script)
+    with unionctl.popen("logs", "-f", "one", stdout=subprocess.PIPE) as following:
+        assert following.stdout is not None
+        assert following.stdout.readline() == b"first\n"
+        unionctl("exec", "one", "touch", "/go")
+        assert following.communicate(timeout=60)[0] == b"last\n"
+        assert following.returncode == 0
 
 
 def test_stop_sends_the_stop_signal(unionctl: Unionctl) -> None:
