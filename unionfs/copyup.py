@@ -25,14 +25,15 @@ from dataclasses import dataclass
 
 import trio
 
-from unionfs import metacopy, settling, syscalls, xattr
+from unionfs import metacopy, origin, redirect, syscalls, xattr
 from unionfs.hardlinks import HardLinks
 from unionfs.layer import Layer, join
 from unionfs.nodes import Entry, Node
+from unionfs.origin import Origin
 from unionfs.redirect import Place
 from unionfs.session import pyfuse3
 from unionfs.settling import Settling
-from unionfs.tree import ORIGIN_XATTRS, Tree
+from unionfs.tree import Tree
 from unionfs.upper import Upper
 
 log = logging.getLogger(__name__)
@@ -86,21 +87,25 @@ class CopyUp:
     def recover(self) -> None:
         """Complete what an earlier server has left half done. Raises OSError."""
         self.hard_links.finish_interrupted()
-        settled = []
-        for path in self.settling.left():
-            lost = settling.lost_content(self.upper.proc_path(path))
-            if lost is None:
-                settled.append(path)
-                continue
+        left = self.settling.left()
+        lost = {path: said.number for path, said in left.items() if self.settling.is_lost(path, said)}
+        sources = self.settling.sources(set(lost.values()))
+        for path, number in lost.items():
             try:
-                self._fill_again(path, *metacopy.find_content(lost, (), self.tree.lowers))
-                settled.append(path)
+                if number not in sources:
+                    raise OSError(errno.ENOENT, "no lower layer has it any more")
+                self._fill_again(path, *sources[number])
             except OSError as error:
                 log.error("'%s' may have lost content in a crash: %s", os.fsdecode(path), error.strerror)
-        self.settling.settle_left(settled)
+                del left[path]
+        self.settling.settle_left(list(left))
 
     def _fill_again(self, path: bytes, layer: Layer, content: bytes) -> None:
         """Give a file of the upper layer the content that a lower one has. The rest of it stays."""
+        if metacopy.is_metacopy(layer.proc_path(content)):
+            below = self.tree.lowers[self.tree.position(layer) + 1 :]
+            named = [(lower, content) for lower in below]
+            layer, content = metacopy.find_content(redirect.read(layer.proc_path(content)), named, below)
         source = layer.open(content, os.O_RDONLY)
         try:
             target = self.upper.open(path, os.O_RDWR)
@@ -114,9 +119,6 @@ class CopyUp:
                 os.close(target)
         finally:
             os.close(source)
-
-    def _waits_for_disk(self) -> bool:
-        return self.sync and not self.settling.possible
 
     # Directories -----------------------------------------------------------------------------------
 
@@ -149,7 +151,7 @@ class CopyUp:
         staged = self.upper.staged_name()
         os.mkdir(staged, 0o700, dir_fd=self.upper.staging_fd)
         try:
-            self._copy_attributes(layer, path, staged, node.ino, layer.stat(path))
+            self._copy_attributes((layer, path), staged, node.ino, layer.stat(path))
         except BaseException:
             self.upper.discard(staged)
             raise
@@ -196,7 +198,7 @@ class CopyUp:
         if node.kind != stat.S_IFREG:
             return True
         size = status.st_size if length is None else min(length, status.st_size)
-        return not size or (size <= INLINE_SIZE and not self._waits_for_disk() and not self.metacopies)
+        return not size or (size <= INLINE_SIZE and not self.metacopies)
 
     async def _bring_up(self, node: Node, length: int | None, *, with_content: bool) -> None:
         while node.copying is not None:
@@ -219,7 +221,7 @@ class CopyUp:
         copy.size = status.st_size if length is None else min(length, status.st_size)
         copy.is_metacopy = regular and not with_content and copy.size > 0
         copy.is_filled = regular and copy.size > 0 and not copy.is_metacopy
-        long = copy.is_filled and (copy.size > INLINE_SIZE or self._waits_for_disk())
+        long = copy.is_filled and copy.size > INLINE_SIZE
         unknown_names = status.st_nlink > 1 and not self.hard_links.knows(layer)
         if not long and not unknown_names:
             self._stage_and_adopt(copy)
@@ -249,8 +251,7 @@ class CopyUp:
             fd = self._create_staged(copy.staged)
             try:
                 await trio.to_thread.run_sync(self._fill, source, fd, copy.size, copy.status.st_size)
-                self._copy_attributes(*copy.place, copy.staged, copy.node.ino, copy.status)
-                if self.sync and not self._mark(copy):
+                if not self._finish_staged(copy):
                     await trio.to_thread.run_sync(os.fsync, fd)
             finally:
                 os.close(fd)
@@ -294,8 +295,7 @@ class CopyUp:
     def _stage_and_adopt(self, copy: _Copy) -> None:
         try:
             self._stage(copy)
-            self._copy_attributes(*copy.place, copy.staged, copy.node.ino, copy.status)
-            if self.sync and copy.is_filled and not self._mark(copy):
+            if not self._finish_staged(copy):
                 self._sync_staged(copy)
             if copy.is_metacopy:
                 metacopy.mark(self._staged_path(copy.staged), copy.content[1])
@@ -307,11 +307,12 @@ class CopyUp:
             self._discard_quietly(copy.staged)
             raise
 
-    def _mark(self, copy: _Copy) -> bool:
-        """Let the copy be settled later. False where that cannot be."""
-        number = self._staged_stat(copy.staged).st_ino
-        copy.marked = self.settling.mark(self._staged_path(copy.staged), number, copy.content[1])
-        return copy.marked
+    def _finish_staged(self, copy: _Copy) -> bool:
+        """Give a copy its attributes. Returns False when it has to wait for the disk."""
+        boot = self.settling.mark() if self.sync and copy.is_filled else b""
+        written = self._copy_attributes(copy.place, copy.staged, copy.node.ino, copy.status, boot)
+        copy.marked = bool(boot) and written
+        return copy.marked or not boot
 
     def _sync_staged(self, copy: _Copy) -> None:
         fd = os.open(copy.staged, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=self.upper.staging_fd)
@@ -382,8 +383,10 @@ class CopyUp:
     # Attributes ------------------------------------------------------------------------------------
 
     def _copy_attributes(
-        self, layer: Layer, path: bytes, staged: bytes, number: int, status: os.stat_result
-    ) -> None:
+        self, place: Place, staged: bytes, number: int, status: os.stat_result, boot: bytes = b""
+    ) -> bool:
+        """Returns whether the origin is among them: if not, its number is another after the next mount."""
+        layer, path = place
         staging_fd = self.upper.staging_fd
         kind = stat.S_IFMT(status.st_mode)
         own = self._staged_stat(staged)
@@ -393,13 +396,9 @@ class CopyUp:
             syscalls.fchmodat(staging_fd, staged, stat.S_IMODE(status.st_mode))
         target = self._staged_path(staged)
         xattr.copy(layer.proc_path(path), target)
-        for name in ORIGIN_XATTRS:
-            try:
-                os.setxattr(target, name, b"%x@%x" % (number, own.st_ino), follow_symlinks=False)
-                break
-            except OSError:
-                continue  # the number will be another after the next mount: worth no failure
+        written = origin.write(target, Origin(number, own.st_ino, boot))
         syscalls.utimensat(staging_fd, staged, status.st_atime_ns, status.st_mtime_ns)
+        return written
 
     # Adopting --------------------------------------------------------------------------------------
 

@@ -431,14 +431,7 @@ class Operations(pyfuse3.Operations):
         node = self._nodes[inode]
         await copyup.attributes(node)
         path, follow = self._xattr_path(node)
-        try:
-            os.setxattr(path, name, value, follow_symlinks=follow)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not node.unsettled:
-                raise
-            await copyup.settling.settle_by_name(node)  # the mark takes room on some disks
-            path, follow = self._xattr_path(node)
-            os.setxattr(path, name, value, follow_symlinks=follow)
+        os.setxattr(path, name, value, follow_symlinks=follow)
         if name == _ACCESS_ACL and ctx.uid != 0:
             status = self._tree.stat(node)
             if status.st_mode & stat.S_ISGID and not _is_in_group(ctx, self._ids.gid.shown(status.st_gid)):

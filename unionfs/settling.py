@@ -2,11 +2,10 @@
 
 A copy-up that waited until its content was on the disk would cost a journal commit for each file: chown -R of
 an image would take minutes. One that did not would, after a crash of the machine, leave an empty file where
-the lower layer had a full one. So the copy is marked before it gets its name (`trusted.unionfs.unsettled`),
-and a journal keeps mark and name together. A mark that another boot of the machine has left means that the
-content cannot be trusted, and that the lower layer's counts instead, as with a metacopy (metacopy.py):
-nothing was lost but what nobody had asked to be kept. A mark of this boot means nothing: memory has what the
-disk has not, however the server ended.
+the lower layer had a full one. So the copy is marked before it gets its name (origin.py), and a journal keeps
+mark and name together. A mark that another boot of the machine has left means that the content cannot be
+trusted, and the next mount takes the lower layer's again: nothing was lost but what nobody had asked to be
+kept. A mark of this boot means nothing: memory has what the disk has not, however the server ended.
 
 A little later all marked copies are settled together: the disk is waited for once (syncfs(2)), the marks are
 taken away, and that is waited for too. fsync(2) settles one file at once. Until then the kernel does not pass
@@ -19,27 +18,23 @@ it, and settles what is left.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import stat
 
 import trio
 
-from unionfs import syscalls, xattr
+from unionfs import origin, syscalls
 from unionfs.layer import join
 from unionfs.nodes import Node
+from unionfs.origin import Origin
+from unionfs.redirect import Place
 from unionfs.tree import Tree
 from unionfs.upper import Upper
 
 log = logging.getLogger(__name__)
 
-XATTRS = ("trusted.unionfs.unsettled", "user.unionfs.unsettled")
-
 _NOTE = b"unsettled"
-
-#: Bytes of the longest path that a mark may hold: a disk may have 4 KiB for all attributes of a file.
-_LONGEST = 1024
 
 #: Seconds until copies are settled: many then wait for the disk once.
 DELAY = 2.0
@@ -54,33 +49,14 @@ class Settling:
         self._pending: set[Node] = set()
         self._noted = False
         self._running = False
-        #: False once the disk was found to have no attributes: then a copy has to wait for it.
-        self.possible = True
 
-    def mark(self, path: bytes, number: int, content: bytes) -> bool:
-        """Mark a copy at `path`, inode `number`, of what the lower layers have at `content`.
-
-        Returns False where that cannot be: then the copy has to wait for the disk. Raises OSError.
-        """
-        if not self.possible or len(content) > _LONGEST:
-            return False
+    def mark(self) -> bytes:
+        """The mark for a new copy's origin (Origin.boot). Raises OSError."""
         if not self._noted:
             flags = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
             os.close(os.open(_NOTE, flags, 0o600, dir_fd=self._upper.work_fd))
             self._noted = True
-        value = b"%b %x /%b" % (syscalls.boot_id(), number, content)
-        for name in XATTRS:
-            try:
-                os.setxattr(path, name, value, follow_symlinks=False)
-                return True
-            except OSError as error:
-                if error.errno == errno.ENOSPC:  # the file's own attributes take all the room there is
-                    return False
-                if error.errno not in (*xattr.NONE, errno.EACCES):
-                    raise
-                if error.errno == errno.ENOTSUP:
-                    self.possible = False
-        return False
+        return origin.this_boot()
 
     def add(self, node: Node) -> None:
         """A marked copy is the node's now."""
@@ -102,7 +78,7 @@ class Settling:
     async def settle(self, node: Node, fd: int) -> None:
         """Let the disk have a marked file that is open as `fd`, and know that it has. Raises OSError."""
         await trio.to_thread.run_sync(os.fsync, fd)
-        unmark(fd)
+        origin.settle(b"/proc/self/fd/%d" % fd, follow=True)
         await trio.to_thread.run_sync(os.fsync, fd)
         self.drop(node)
 
@@ -120,7 +96,7 @@ class Settling:
             pending = list(self._pending)
             try:
                 await trio.to_thread.run_sync(self._sync, abandon_on_cancel=True)
-                self._unmark_all(pending)
+                self._unmark(pending)
                 await trio.to_thread.run_sync(self._sync, abandon_on_cancel=True)
             except OSError as error:
                 log.error("copies are not on the disk yet: %s", error.strerror)
@@ -134,7 +110,7 @@ class Settling:
         try:
             if self._pending:
                 self._sync()
-                self._unmark_all(list(self._pending))
+                self._unmark(list(self._pending))
                 self._pending.clear()
                 self._sync()
             if self._noted:
@@ -145,27 +121,45 @@ class Settling:
     def _sync(self) -> None:
         syscalls.syncfs(self._upper.staging_fd)
 
-    def _unmark_all(self, nodes: list[Node]) -> None:
+    def _unmark(self, nodes: list[Node]) -> None:
         for node in nodes:
             if node in self._pending:
                 with contextlib.suppress(FileNotFoundError):  # somebody was in the upper layer itself
-                    unmark(self._tree.proc_path(node), follow=node.orphan >= 0)
+                    origin.settle(self._tree.proc_path(node), follow=node.orphan >= 0)
 
     # After a server was killed -----------------------------------------------------------------------
 
-    def left(self) -> list[bytes]:
+    def left(self) -> dict[bytes, Origin]:
         """The files of the upper layer that an earlier server has left marked."""
         try:
             os.stat(_NOTE, dir_fd=self._upper.work_fd)
         except FileNotFoundError:
-            return []
+            return {}
         self._noted = True
-        found = []
+        found = {}
         for directory in self._upper.walk():
             for entry in self._upper.entries(directory):
                 path = join(directory, entry.name)
-                if entry.kind == stat.S_IFREG and xattr.has(self._upper.proc_path(path), XATTRS):
-                    found.append(path)
+                said = origin.read(self._upper.proc_path(path)) if entry.kind == stat.S_IFREG else None
+                if said is not None and said.boot:
+                    found[path] = said
+        return found
+
+    def is_lost(self, path: bytes, said: Origin) -> bool:
+        """Whether a marked file's content cannot be trusted: the machine has crashed, and it is no copy."""
+        return said.boot != origin.this_boot() and said.inode == self._upper.stat(path).st_ino
+
+    def sources(self, numbers: set[int]) -> dict[int, Place]:
+        """Where lower layers have the files of some numbers. Walks the layers."""
+        found: dict[int, Place] = {}
+        for layer in self._tree.lowers if numbers else ():
+            for directory in layer.walk():
+                for entry in layer.entries(directory):
+                    path = join(directory, entry.name)
+                    if entry.kind == stat.S_IFREG:
+                        number = self._tree.number(layer, layer.stat(path))
+                        if number in numbers:
+                            found[number] = layer, path
         return found
 
     def settle_left(self, paths: list[bytes]) -> None:
@@ -173,33 +167,5 @@ class Settling:
         if paths:
             self._sync()
             for path in paths:
-                unmark(self._upper.proc_path(path))
+                origin.settle(self._upper.proc_path(path))
             self._sync()
-
-
-def lost_content(path: bytes) -> bytes | None:
-    """Where the lower layers have the content of a marked file that the machine has crashed over.
-
-    None when the mark at `path` is of this boot, or came there by copying another file with all its xattrs.
-    """
-    boot, _, rest = (xattr.first(path, XATTRS) or b"").partition(b" ")
-    number, _, content = rest.partition(b" ")
-    if boot == syscalls.boot_id() or not content.startswith(b"/"):
-        return None
-    with contextlib.suppress(ValueError):
-        if int(number, 16) == os.stat(path, follow_symlinks=False).st_ino:
-            return content
-    return None
-
-
-def unmark(path: bytes | int, *, follow: bool = False) -> None:
-    """The disk has the content of a file, given by its path or descriptor. Raises OSError."""
-    for name in XATTRS:
-        try:
-            if isinstance(path, int):
-                os.removexattr(path, name)
-            else:
-                os.removexattr(path, name, follow_symlinks=follow)
-        except OSError as error:
-            if error.errno not in xattr.NONE:
-                raise

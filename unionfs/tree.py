@@ -18,7 +18,7 @@ import stat
 
 import xxhash
 
-from unionfs import metacopy, redirect, whiteout, xattr
+from unionfs import metacopy, origin, redirect, whiteout
 from unionfs.layer import DirectoryEntry, Layer, join
 from unionfs.nodes import ROOT, Entry, Listing, Node, NodeTable
 from unionfs.redirect import Place
@@ -27,11 +27,6 @@ from unionfs.whiteout import Opaque
 
 #: Inode numbers of a layer below this are used as they are, above the layer's own number.
 _INO_BITS = 48
-
-#: The xattr of a copied-up file: the number it had, and its own inode number, so that a copy of the
-#: file with all its xattrs is not taken for it.
-ORIGIN_XATTR = "unionfs.origin"
-ORIGIN_XATTRS = ("trusted." + ORIGIN_XATTR, "user." + ORIGIN_XATTR)
 
 
 class Tree:
@@ -180,7 +175,7 @@ class Tree:
         status = layer.stat(path)
         if (status.st_dev, status.st_ino) in self._hidden:
             raise OSError(errno.ELOOP, "the upper or the work directory itself")
-        wanted = [self._number(self._tags.get(layer, 0), layer, status)]
+        wanted = [self.number(layer, status)]
         if entry.upper:
             wanted.insert(0, self._origin(path, status))
         upper_ino = status.st_ino if entry.upper else 0
@@ -221,7 +216,7 @@ class Tree:
         """A node for an upper file that has no name; takes over its O_PATH descriptor."""
         assert self.upper is not None
         status = os.fstat(orphan)
-        ino, _ = self._claim([self._number(0, self.upper, status)], stat.S_IFMT(status.st_mode), -1)
+        ino, _ = self._claim([self.number(self.upper, status)], stat.S_IFMT(status.st_mode), -1)
         node = Node(ino, stat.S_IFMT(status.st_mode), ())
         node.upper = True
         node.upper_ino = status.st_ino
@@ -264,8 +259,9 @@ class Tree:
 
     # Numbers ---------------------------------------------------------------------------------------
 
-    def _number(self, tag: int, layer: Layer, status: os.stat_result) -> int:
+    def number(self, layer: Layer, status: os.stat_result) -> int:
         """The number of a file by its layer and its inode there: the same at every mount."""
+        tag = self._tags.get(layer, 0)
         if status.st_dev == layer.device and status.st_ino < 1 << _INO_BITS and (tag or status.st_ino > ROOT):
             return tag << _INO_BITS | status.st_ino
         return _hashed(tag, status.st_dev, status.st_ino)
@@ -273,11 +269,8 @@ class Tree:
     def _origin(self, path: bytes, status: os.stat_result) -> int:
         """The number an upper file had before it was copied up; 0 when it was not, or is a copy of such."""
         assert self.upper is not None
-        number, _, own = (xattr.first(self.upper.proc_path(path), ORIGIN_XATTRS) or b"").partition(b"@")
-        try:
-            return int(number, 16) if int(own, 16) == status.st_ino else 0
-        except ValueError:
-            return 0
+        said = origin.read(self.upper.proc_path(path))
+        return said.number if said is not None and said.inode == status.st_ino else 0
 
     # Merging ---------------------------------------------------------------------------------------
 
