@@ -15,6 +15,7 @@ from runtime.cli import pass_root
 from runtime.cli.each import each
 from runtime.cli.images import open_store
 from runtime.cli.output import formatted, listing
+from runtime.cli.pulling import have_image
 from runtime.cli.rows import container_row
 from runtime.cli.run_options import CONTEXT, run_options, to_request
 from runtime.containers import attach as attaching
@@ -37,6 +38,14 @@ def _warn(message: str) -> None:
 def _make(root: Root, request: Request, options: dict[str, Any]) -> Container:
     """Create the container, and write its ID where --cidfile says."""
     store = open_store(root)
+    have_image(
+        store,
+        request.image,
+        options["pull"],
+        options["platform"],
+        options["quiet"],
+        options["tls_verify"],
+    )
     with _cidfile(options["cidfile"]) as write_id, store.reading():
         container = creating.create(root, store.resolve(request.image), request, options["name"])
         write_id(container.id)

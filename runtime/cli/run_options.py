@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import click
 
+from runtime.cli.pulling import WHEN
 from runtime.containers import mounts
 from runtime.containers.container import Request
 from runtime.errors import RuntimeFailure, one_line
@@ -62,6 +63,15 @@ _OPTIONS = [
     click.option(
         "--oom-score-adj", type=int, default=0, metavar="NUMBER", help="Which process the kernel kills first."
     ),
+    click.option(
+        "--pull",
+        type=click.Choice(WHEN),
+        default="missing",
+        help="When to pull the image: always, if it is missing, or never. [missing]",
+    ),
+    click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="For which platform the image has to be."),
+    click.option("-q", "--quiet", is_flag=True, help="No word of a pull."),
+    click.option("--tls-verify", type=bool, metavar="true|false", help="As in pull."),
     click.option("-l", "--label", "labels", multiple=True, metavar="KEY[=VALUE]", help="Set metadata."),
     click.option("--cap-add", multiple=True, metavar="CAP", help="Give a capability."),
     click.option("--cap-drop", multiple=True, metavar="CAP", help="Take a capability."),

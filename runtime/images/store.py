@@ -106,6 +106,24 @@ class Intake:
         return self._layers.find(diff_ids, self.layers)
 
 
+@dataclass(frozen=True)
+class Outgoing:
+    """An image on its way out: its manifest, and its other blobs in `directory`, where more may be put.
+
+    `homes` tells, for a layer's digest, the names of images that have it too.
+    """
+
+    entry: Descriptor
+    data: bytes
+    manifest: Manifest
+    directory: Path
+    homes: Mapping[str, Sequence[Reference]]
+
+    def path(self, digest: str) -> Path:
+        """Where a blob is."""
+        return self.directory / digest.removeprefix("sha256:")
+
+
 class ImageStore:
     """The images of one state root. Any number of processes may use it at once.
 
@@ -308,6 +326,47 @@ class ImageStore:
         self._layout.write_entries(entries)
         stored = {image.id: image for image in self._images()}
         return [replace(stored[image.blobs[1].digest], names=image.names) for image in found]
+
+    # Giving out
+
+    @contextmanager
+    def outgoing(self, name: Reference) -> Iterator[Outgoing]:
+        """The blobs of the image `name`, which stay for the block, whoever removes the image in it.
+
+        Raises NotFound when there is no image of that name.
+        """
+        with workspace(self._root.tmp, self._workspaces_lock) as work:
+            with self.reading():
+                entries = self._layout.entries()
+                entry = next((entry for entry in entries if name_of(entry) == str(name)), None)
+                if entry is None:
+                    raise NotFound(f"An image does not exist locally with the tag: {name.familiar}")
+                data = self._layout.read_blob(entry.digest)
+                manifest = Manifest.parse(data, f"manifest {entry.digest}")
+                for digest in {manifest.config.digest, *(layer.digest for layer in manifest.layers)}:
+                    os.link(self.blob(digest), work / digest.removeprefix("sha256:"))
+                homes = self._homes(entries)
+            yield Outgoing(entry, data, manifest, work, homes)
+
+    def _homes(self, entries: Sequence[Descriptor]) -> dict[str, list[Reference]]:
+        """Which names' images have a layer, by its digest."""
+        homes: dict[str, list[Reference]] = {}
+        for entry in entries:
+            if name := name_of(entry):
+                manifest = Manifest.parse(self._layout.read_blob(entry.digest), f"manifest {entry.digest}")
+                for layer in manifest.layers:
+                    homes.setdefault(layer.digest, []).append(parse(name))
+        return homes
+
+    def pushed(self, name: Reference, digest: str) -> None:
+        """Remember that the registry has the image `name` by `digest`."""
+        with locked(self._lock):
+            entries = self._layout.entries()
+            noted = [
+                named(entry, str(name), digest) if name_of(entry) == str(name) else entry for entry in entries
+            ]
+            if noted != entries:
+                self._layout.write_entries(noted)
 
     # Changing
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from registry_server import Proxy, Registry
 from unionctl_runner import Unionctl, dead_cgroups
 
 
@@ -17,3 +18,19 @@ def unionctl(tmp_path: Path) -> Iterator[Unionctl]:
     runner.load()
     yield runner
     runner.end(cgroups)
+
+
+@pytest.fixture(scope="module")
+def registry(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
+    """A docker-registry of the module's own."""
+    server = Registry(tmp_path_factory.mktemp("registry") / "registry")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def proxy(registry: Registry) -> Iterator[Proxy]:
+    """A proxy before the registry; its faults are the test's to set."""
+    server = Proxy(registry)
+    yield server
+    server.close()
