@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.containers import present
+from runtime.containers import health, present
 from runtime.containers.container import Container
 from runtime.root import Root
 
@@ -159,5 +159,5 @@ def container_details(root: Root, subject: Container) -> Json:
 
 def health_word(subject: Container) -> str:
     """starting, healthy, unhealthy, or none for a container without a health check."""
-    health = getattr(subject.state, "health", None)
-    return str(getattr(health, "status", None) or "none")
+    found = health.read(subject)
+    return found.status if found else "none"

@@ -65,7 +65,6 @@ async def get_logs(daemon: Daemon, call: Call) -> Reply | None:
     tail = query.text("tail")
     count = int(tail) if tail.isdecimal() else None
     since, until = (text if text != "0" else "" for text in (query.text("since"), query.text("until")))
-    latest = logs.instant(until) if until else ""
     watch = lifecycle.Watch(daemon.root, subject) if query.flag("follow") else None
 
     def going() -> bool:
@@ -74,9 +73,7 @@ async def get_logs(daemon: Daemon, call: Call) -> Reply | None:
 
     def write(file: BinaryIO) -> None:
         writer = _LogWriter(file, wanted, query.flag("timestamps"))
-        for entry in logs.read(subject.log, going if watch else None, count, since):
-            if latest and entry.time > latest:
-                return
+        for entry in logs.read(subject.log, going if watch else None, count, since, until):
             writer.write(entry)
 
     async with call.streaming(wanted.content_type(call.version)) as send:
@@ -129,7 +126,7 @@ async def wait(daemon: Daemon, call: Call) -> None:
 
 
 async def _end(daemon: Daemon, subject: Container, condition: str) -> int | None:
-    """The exit code once `condition` is met; None when the container is gone by then."""
+    """The exit code once `condition` is met; None when the record does not tell it any more."""
     ends = subject.state.starts + (not subject.state.live)  # the start whose end is the next one
     pause, longest = _POLL
     while True:
@@ -137,15 +134,15 @@ async def _end(daemon: Daemon, subject: Container, condition: str) -> int | None
             container = load(subject.directory)
         except FileNotFoundError:
             return None
-        if container.state.live and needs_mending(container):
+        if needs_mending(container):
             await work(lambda: settle_by_path(daemon.root, subject.directory))
             continue
         ended = not container.state.live
-        if condition == "not-running" and ended:
+        if condition == "not-running" and not container.state.active:
             return container.state.exit_code
-        if condition == "next-exit" and (
-            container.state.starts > ends or (ended and container.state.starts == ends)
-        ):
+        if condition == "next-exit" and container.state.starts > ends:
+            return None  # started again since: the last exit code is left
+        if condition == "next-exit" and ended and container.state.starts == ends:
             return container.state.exit_code
         await trio.sleep(pause)
         pause = min(pause * 1.1, longest)

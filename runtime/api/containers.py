@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
-from runtime.api.answers import container_details, health_word
+from runtime.api.answers import container_details
 from runtime.api.creation import to_request
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError
@@ -82,7 +82,7 @@ async def list_(daemon: Daemon, call: Call) -> Reply:
         if limit > 0:
             kept = kept[:limit]
         elif not everything and wanted.keys().isdisjoint(("status", "exited", "before", "since")):
-            kept = [container for container in kept if container.state.status in ("running", "paused")]
+            kept = [container for container in kept if container.state.active]
         return [summary(daemon.root, container, size) for container in kept]
 
     return Reply(await work(found))
@@ -98,9 +98,6 @@ def _passes(subject: Container, wanted: filters.Filters, containers: list[Contai
                 raise ApiError(404, f"No such container: {name}")
             if edge.id == subject.id or (subject.created < edge.created) is not is_older:
                 return False
-    healths = wanted.pop("health", None)
-    if healths is not None and health_word(subject) not in healths:
-        return False
     # Checked as the command's own are, by the same function.
     checked = filters.parse(f"{key}={value}" for key, values in wanted.items() for value in values)
     return filters.matches(subject, checked)
@@ -145,7 +142,7 @@ async def start(daemon: Daemon, call: Call) -> Reply:
 async def start_one(daemon: Daemon, name: str) -> Reply:
     """Start a container; one that was to be removed at its end is removed when it cannot be."""
     subject = await work(lambda: lifecycle.inspect(daemon.root, name))
-    if subject.state.live:
+    if subject.state.active:
         return _NOT_MODIFIED
     window = daemon.windows.pop(subject.id, None)
     with daemon.starting(subject.id) as on_created:
@@ -161,33 +158,23 @@ async def start_one(daemon: Daemon, name: str) -> Reply:
 async def stop(daemon: Daemon, call: Call) -> Reply:
     """POST /containers/NAME/stop?t=SECONDS: 304 when it does not run."""
     subject = await work(lambda: lifecycle.inspect(daemon.root, call.name))
-    if not subject.state.live:
+    if not subject.state.active:
         return _NOT_MODIFIED
     seconds = call.query.number("t")
-    if signal := call.query.text("signal"):
-        await _stop_with(daemon, subject, signal, seconds)
-    else:
-        await patiently(lambda: lifecycle.stop(daemon.root, subject.id, seconds))
+    signal = call.query.text("signal")
+    await patiently(lambda: lifecycle.stop(daemon.root, subject.id, seconds, signal))
     daemon.events.add(of_container(subject, "stop"))
     return NO_CONTENT
 
 
-async def _stop_with(daemon: Daemon, subject: Container, signal: str, seconds: int | None) -> None:
-    """Stop with a signal that is not the container's own."""
-    watch = lifecycle.Watch(daemon.root, subject)
-    await work(lambda: lifecycle.kill(daemon.root, subject.id, signal))
-    patience = subject.request.stop_timeout if seconds is None else seconds
-    if await patiently(lambda: watch.wait(None if patience < 0 else patience)) is None:
-        await work(lambda: lifecycle.kill(daemon.root, subject.id))
-        await patiently(watch.wait)
-
-
 async def restart(daemon: Daemon, call: Call) -> Reply:
     """POST /containers/NAME/restart?t=SECONDS."""
-    seconds = call.query.number("t")
+    seconds, signal = call.query.number("t"), call.query.text("signal")
     subject = await work(lambda: lifecycle.inspect(daemon.root, call.name))
-    await patiently(lambda: lifecycle.stop(daemon.root, subject.id, seconds))
-    await start_one(daemon, subject.id)
+    with daemon.starting(subject.id) as on_created:
+        await patiently(
+            lambda: lifecycle.restart(daemon.root, subject.id, seconds, signal, on_created=on_created)
+        )
     daemon.events.add(of_container(subject, "restart"))
     return NO_CONTENT
 
@@ -230,7 +217,7 @@ async def prune(daemon: Daemon, call: Call) -> Reply:
     def removed() -> Json:
         names, reclaimed = [], 0
         for container in settle_all(daemon.root):
-            if container.state.live or not has_labels(container.labels, wanted.get("label", [])):
+            if container.state.active or not has_labels(container.labels, wanted.get("label", [])):
                 continue
             if any(has_labels(container.labels, [text]) for text in wanted.get("label!", [])):
                 continue

@@ -11,45 +11,22 @@ from typing import Any
 
 from runtime.api.errors import ApiError, NotImplementedHere
 from runtime.api.values import Fields
-from runtime.containers import mounts
-from runtime.containers.container import Request
+from runtime.containers import mounts, rotation
+from runtime.containers.container import Healthcheck, Request
 from runtime.containers.mounts import Mount
 
 #: Fields of HostConfig that are refused, with the values by which clients say "default".
 _REFUSED: dict[str, tuple[Any, ...]] = {
-    "Privileged": (False,),
-    "PidMode": ("", "private"),
-    "IpcMode": ("", "private", "shareable"),
-    "UTSMode": ("",),
-    "UsernsMode": ("", "host"),
-    "CgroupnsMode": ("", "private", "host"),
-    "VolumesFrom": (),
-    "Devices": (),
     "DeviceRequests": (),
-    "DeviceCgroupRules": (),
-    "GroupAdd": (),
-    "Sysctls": (),
-    "Init": (False,),
     "PortBindings": (),
     "PublishAllPorts": (False,),
     "Links": (),
     "Isolation": ("", "default"),
 }
 _WARNED: dict[str, tuple[Any, ...]] = {
-    "RestartPolicy": (
-        {"Name": "no", "MaximumRetryCount": 0},
-        {"Name": "", "MaximumRetryCount": 0},
-        {"Name": "no"},
-    ),
     "BlkioWeight": (0,),
-    "CpuShares": (0,),
-    "CpusetCpus": ("",),
-    "CpusetMems": ("",),
-    "MemoryReservation": (0,),
     "OomKillDisable": (False,),
-    "Dns": (),
-    "DnsOptions": (),
-    "DnsSearch": (),
+    "MemorySwappiness": (-1, 0),
     "CgroupParent": ("",),
     "StorageOpt": (),
     "VolumeDriver": ("", "local"),
@@ -74,9 +51,8 @@ def to_request(config: Fields) -> Wanted:
     warnings = _check(host)
     if not config.text("Image"):
         raise ApiError(400, "no image was named: Config.Image is empty")
-    healthcheck = config.fields("Healthcheck").texts("Test")
-    if healthcheck and healthcheck != ("NONE",):
-        warnings.append("the health check is not run")
+    log = host.fields("LogConfig")
+    driver = log.text("Type")
     no_new_privileges, seccomp = _security(host.texts("SecurityOpt"))
     entrypoint = config.words("Entrypoint")
     attached = config.flag("AttachStdin")
@@ -100,7 +76,32 @@ def to_request(config: Fields) -> Wanted:
             mounts=tuple(_mounts(config, host)),
             network=_network(host.text("NetworkMode")),
             extra_hosts=host.texts("ExtraHosts"),
+            init=host.flag("Init"),
+            restart=_restart(host.fields("RestartPolicy")),
+            healthcheck=_healthcheck(config.fields("Healthcheck")),
+            devices=tuple(_device(fields) for fields in host.list("Devices")),
+            device_rules=host.texts("DeviceCgroupRules"),
+            group_add=host.texts("GroupAdd"),
+            sysctls=host.mapping("Sysctls"),
+            privileged=host.flag("Privileged"),
+            pid=host.text("PidMode"),
+            ipc=host.text("IpcMode"),
+            uts=host.text("UTSMode"),
+            userns=host.text("UsernsMode"),
+            cgroupns=host.text("CgroupnsMode"),
+            domainname=config.text("Domainname"),
+            dns=host.texts("Dns"),
+            dns_search=host.texts("DnsSearch"),
+            dns_options=host.texts("DnsOptions"),
+            volumes_from=host.texts("VolumesFrom"),
+            log_driver=driver if driver in rotation.DRIVERS else "",
+            log_options=log.mapping("Config") if driver in rotation.DRIVERS else {},
             memory=host.number("Memory"),
+            memory_reservation=host.number("MemoryReservation"),
+            memory_swap=host.number("MemorySwap"),
+            cpu_shares=host.number("CpuShares"),
+            cpuset_cpus=host.text("CpusetCpus"),
+            cpuset_mems=host.text("CpusetMems"),
             nano_cpus=_nano_cpus(host),
             pids_limit=max(host.number("PidsLimit"), 0),
             shm_size=host.number("ShmSize") or 64 << 20,
@@ -130,9 +131,32 @@ def _check(host: Fields) -> list[str]:
         for key, defaults in _WARNED.items()
         if host.value.get(key) and host.value[key] not in defaults
     ]
-    if driver not in ("", "json-file", "local", "k8s-file"):
+    if driver not in rotation.DRIVERS:
         warnings.append(f"the log driver {driver} is not there: k8s-file is used")
     return warnings
+
+
+def _restart(policy: Fields) -> str:
+    """A RestartPolicy in the command's words."""
+    name, maximum = policy.text("Name"), policy.number("MaximumRetryCount")
+    if maximum and name != "on-failure":
+        raise ApiError(400, f"invalid restart policy: maximum retry count cannot be used with '{name}'")
+    return f"{name}:{maximum}" if maximum else name or "no"
+
+
+def _healthcheck(check: Fields) -> Healthcheck | None:
+    if not check.value:
+        return None
+    return Healthcheck(
+        check.texts("Test") or None,
+        *(check.number(key) for key in ("Interval", "Timeout", "StartPeriod", "StartInterval", "Retries")),
+    )
+
+
+def _device(fields: Fields) -> str:
+    host = fields.text("PathOnHost")
+    words = fields.text("PathInContainer") or host, fields.text("CgroupPermissions") or "rwm"
+    return ":".join((host, *words))
 
 
 def _network(mode: str) -> str:
@@ -196,9 +220,7 @@ def _security(options: tuple[str, ...]) -> tuple[bool, str]:
         if name == "no-new-privileges":
             no_new_privileges = value in ("", "true")
         elif name == "seccomp":
-            if value not in ("unconfined", "builtin"):
-                raise NotImplementedHere("a seccomp profile of the client's")
-            seccomp = "unconfined" if value == "unconfined" else ""
+            seccomp = "" if value == "builtin" else value
         elif name not in ("label", "apparmor"):
             raise ApiError(400, f"invalid --security-opt: {option!r}")
     return no_new_privileges, seccomp

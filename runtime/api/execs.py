@@ -41,6 +41,7 @@ async def create(daemon: Daemon, call: Call) -> Reply:
         user=wanted.text("User"),
         tty=wanted.flag("Tty"),
         stdin=wanted.flag("AttachStdin"),
+        privileged=wanted.flag("Privileged"),
     )
     streams = Wanted(
         stdin=request.stdin,
@@ -144,7 +145,7 @@ async def inspect(daemon: Daemon, call: Call) -> Reply:
                 "tty": request.tty,
                 "entrypoint": request.args[0],
                 "arguments": list(request.args[1:]),
-                "privileged": False,
+                "privileged": request.privileged,
                 "user": request.user,
             },
             "OpenStdin": streams.stdin,

@@ -33,6 +33,7 @@ COMMANDS = {
     "ps": "runtime.cli.containers:ps",
     "pull": "runtime.cli.registry:pull",
     "push": "runtime.cli.registry:push",
+    "restart": "runtime.cli.containers:restart",
     "rm": "runtime.cli.containers:rm",
     "rmi": "runtime.cli.images:rmi",
     "run": "runtime.cli.containers:run",

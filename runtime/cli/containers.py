@@ -1,4 +1,4 @@
-"""unionctl run, create, start, attach, exec, stop, kill, wait, pause, rm, ps, logs, inspect, diff."""
+"""unionctl run, create, start, stop, exec, ps, logs, inspect and others that are about one container."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.cli.images import open_store
 from runtime.cli.output import formatted, listing
 from runtime.cli.pulling import have_image
 from runtime.cli.rows import container_row
-from runtime.cli.run_options import CONTEXT, run_options, to_request
+from runtime.cli.run_options import CONTEXT, Command, env_variables, file_variables, run_options, to_request
 from runtime.containers import attach as attaching
 from runtime.containers import create as creating
 from runtime.containers import diff as differing
@@ -181,15 +181,31 @@ def attach(context: click.Context, name: str, no_stdin: bool, sig_proxy: bool) -
     context.exit(code or 0)
 
 
+def _stop_options(command: Command) -> Command:
+    command = click.option(
+        "-s", "--signal", "signal_name", default="", metavar="SIGNAL", help="Not its own."
+    )(command)
+    return click.option(
+        *("-t", "--time", "--timeout", "timeout"), type=int, metavar="SECONDS", help="Before it is killed."
+    )(command)
+
+
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
-@click.option(
-    "-t", "--time", "--timeout", "timeout", type=int, metavar="SECONDS", help="Seconds before it is killed."
-)
+@_stop_options
 @pass_root
-def stop(root: Root, names: tuple[str, ...], timeout: int | None) -> None:
+def stop(root: Root, names: tuple[str, ...], timeout: int | None, signal_name: str) -> None:
     """Ask containers to end, and kill those that do not."""
-    each(names, lambda name: lifecycle.stop(root, name, timeout))
+    each(names, lambda name: lifecycle.stop(root, name, timeout, signal_name))
+
+
+@click.command()
+@click.argument("names", nargs=-1, required=True, metavar="CONTAINER...")
+@_stop_options
+@pass_root
+def restart(root: Root, names: tuple[str, ...], timeout: int | None, signal_name: str) -> None:
+    """Stop containers that run, and start them."""
+    each(names, lambda name: lifecycle.restart(root, name, timeout, signal_name, _warn) and None)
 
 
 @click.command()
@@ -266,7 +282,7 @@ def ps(
     if count is not None:
         found = found[:count]
     elif not everything and not by_status:
-        found = [container for container in found if container.state.status in ("running", "paused")]
+        found = [container for container in found if container.state.active]
     rows = [container_row(container, no_trunc) for container in found]
     columns = {
         "CONTAINER ID": "ID",
@@ -286,15 +302,19 @@ def ps(
 @click.option("-n", "--tail", default="all", metavar="NUMBER", help="Only that many lines from the end.")
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with its time.")
 @click.option("--since", default="", metavar="TIME", help="Not what is older: 2024-01-02T13:23:37Z, 42m, …")
+@click.option("--until", default="", metavar="TIME", help="Not what is younger.")
+@click.option("--details", is_flag=True, hidden=True)
 @pass_root
-def logs(root: Root, name: str, follow: bool, tail: str, timestamps: bool, since: str) -> None:
+def logs(
+    root: Root, name: str, follow: bool, tail: str, timestamps: bool, since: str, until: str, details: bool
+) -> None:
     """Show what a container wrote, to stdout and stderr as it did."""
     container = lifecycle.inspect(root, name)
     count = int(tail) if tail.isdecimal() else None
     watch = lifecycle.Watch(root, container)
     going = (lambda: watch.wait(0) is None) if follow else None
     begins = {"stdout": True, "stderr": True}
-    for entry in logging.read(container.log, going, count, since):
+    for entry in logging.read(container.log, going, count, since, until):
         target = sys.stdout.buffer if entry.stream == "stdout" else sys.stderr.buffer
         if timestamps and begins[entry.stream]:
             target.write(f"{entry.time} ".encode())
@@ -312,6 +332,8 @@ def logs(root: Root, name: str, follow: bool, tail: str, timestamps: bool, since
 @click.option("-e", "--env", multiple=True, metavar="K=V", help="Set a variable.")
 @click.option("-w", "--workdir", default="", metavar="DIR", help="The directory to begin in.")
 @click.option("-u", "--user", default="", metavar="USER[:GROUP]", help="Names of the image's, or numbers.")
+@click.option("--env-file", "env_files", multiple=True, metavar="FILE", help="Set the variables in FILE.")
+@click.option("--privileged", is_flag=True, help="With all capabilities.")
 @click.pass_context
 def exec_(
     context: click.Context,
@@ -323,10 +345,14 @@ def exec_(
     env: tuple[str, ...],
     workdir: str,
     user: str,
+    env_files: tuple[str, ...],
+    privileged: bool,
 ) -> None:
     """Execute COMMAND in a running container."""
     root = _root(context)
-    request = execs.ExecRequest(command, env, workdir, user, tty, interactive and not detach)
+    variables = tuple(pair for pair in (*file_variables(env_files), *env_variables(env)) if "=" in pair)
+    stdin = interactive and not detach
+    request = execs.ExecRequest(command, variables, workdir, user, tty, stdin, privileged)
     if detach:
         execs.start(root, name, request).answers.close()
         return

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from runtime.cli.output import ago, duration
+from runtime.containers import health
 from runtime.containers.container import Container
 from runtime.containers.names import short
 from runtime.containers.volumes import Volume
@@ -45,7 +46,14 @@ def status(subject: Container) -> str:
     now = datetime.now(UTC)
     if state.status in ("running", "paused"):
         up = f"Up {duration((now - _moment(state.started_at)).total_seconds())}"
-        return f"{up} (Paused)" if state.status == "paused" else up
+        if state.status == "paused":
+            return f"{up} (Paused)"
+        found = health.read(subject)
+        if found is None:
+            return up
+        return f"{up} ({'health: starting' if found.status == 'starting' else found.status})"
+    if state.status == "restarting":
+        return f"Restarting ({state.exit_code}) {ago(_moment(state.finished_at), now)}"
     if state.status == "exited":
         return f"Exited ({state.exit_code}) {ago(_moment(state.finished_at), now)}"
     return "Created"

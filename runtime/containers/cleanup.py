@@ -15,13 +15,16 @@ from runtime.root import Root
 
 
 def main(arguments: list[str]) -> int:
-    """Unmount, record the exit code, remove what was to be removed; a container already gone is fine."""
+    """Unmount, record the exit code, remove what was to be removed; a container already gone is fine.
+
+    One that its policy restarts is left to a process that waits for its time.
+    """
     path, container_id, *exec_directory = arguments
     root = Root(Path(path))
     if exec_directory:
         shutil.rmtree(exec_directory[0], ignore_errors=True)
-    else:
-        settle_by_path(root, root.containers / container_id)
+        return 0
+    settle_by_path(root, root.containers / container_id)
     return 0
 
 

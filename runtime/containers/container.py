@@ -7,9 +7,11 @@ One directory for each container, named by its ID:
     init/             the lowest of our own layers: what the runtime mounts onto, as the image lacks it
     upper/ work/      the copy-on-write layer
     rootfs/           where the union is mounted while the container runs
+    shm/              its /dev/shm, if others may share that
     oci/              the OCI runtime's own state
     run-N/            the Nth start: config.json, conmon's pid files, attach socket, exit code
-    log               what the container wrote, in the CRI log format
+    log, log.1, …     what the container wrote, in the CRI log format, and what was before
+    restart-lock      held by the process that waits to restart it
 
 A process that dies at any moment leaves a record that is true or one that `lifecycle.settle` can mend: the
 status `starting` with a free lock means that the starter died, `running` without a monitor that the
@@ -36,10 +38,25 @@ from runtime.containers.names import random_name
 from runtime.errors import NotFound, RuntimeFailure
 from runtime.root import Root
 
-Status = Literal["created", "starting", "running", "paused", "exited"]
+Status = Literal["created", "starting", "running", "paused", "restarting", "exited"]
 
 #: docker's way to write "never".
 NEVER = "0001-01-01T00:00:00Z"
+
+
+@dataclass(frozen=True)
+class Healthcheck:
+    """How a container is asked whether it is well; None leaves to the image, 0 to docker's default.
+
+    Lengths of time are nanoseconds. `test` is docker's: ("NONE",), ("CMD", WORD, …) or ("CMD-SHELL", LINE).
+    """
+
+    test: tuple[str, ...] | None = None
+    interval: int | None = None
+    timeout: int | None = None
+    start_period: int | None = None
+    start_interval: int | None = None
+    retries: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,11 +87,36 @@ class Request:
     oom_score_adj: int = 0
     cap_add: tuple[str, ...] = ()
     cap_drop: tuple[str, ...] = ()
+    privileged: bool = False
     no_new_privileges: bool = False
-    seccomp: str = ""  # "" is our profile, "unconfined" none, else a file in the OCI form
+    seccomp: str = ""  # "" is our profile, "unconfined" none, else the JSON of one
     runtime: str = ""
     stop_signal: str = ""
     stop_timeout: int = 10
+    init: bool = False  # a small init is process 1: it passes signals on and reaps
+    restart: str = "no"  # no, always, unless-stopped, on-failure[:MAXIMUM]
+    healthcheck: Healthcheck | None = None  # None, and what is None in it, is the image's
+    devices: tuple[str, ...] = ()
+    device_rules: tuple[str, ...] = ()
+    group_add: tuple[str, ...] = ()
+    sysctls: dict[str, str] = dataclasses.field(default_factory=dict)
+    pid: str = ""  # the modes of namespaces.py
+    ipc: str = ""
+    uts: str = ""
+    userns: str = ""
+    cgroupns: str = ""
+    domainname: str = ""
+    dns: tuple[str, ...] = ()
+    dns_search: tuple[str, ...] = ()
+    dns_options: tuple[str, ...] = ()
+    volumes_from: tuple[str, ...] = ()
+    log_driver: str = ""
+    log_options: dict[str, str] = dataclasses.field(default_factory=dict)
+    memory_reservation: int = 0
+    memory_swap: int = 0  # memory and swap together; -1 is "no limit", 0 twice the memory
+    cpu_shares: int = 0
+    cpuset_cpus: str = ""
+    cpuset_mems: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +134,7 @@ class Process:
 
 @dataclass(frozen=True)
 class State:
-    """How the container is; every other field of the record is constant once it is created."""
+    """How the container is; of the record's other fields only its name and limits ever change."""
 
     status: Status = "created"
     pid: int = 0
@@ -102,12 +144,20 @@ class State:
     oom_killed: bool = False
     error: str = ""
     starts: int = 0
+    restarts: int = 0  # by the restart policy, since it was last started by hand
+    restart_delay: float = 0.0  # seconds; how long the policy waited, or waits, before the last restart
+    stopped: bool = False  # somebody stopped or killed it: the policy does not restart it
     runtime: str = ""  # the OCI runtime that holds it
 
     @property
     def live(self) -> bool:
         """Whether there is, or should be, a process."""
         return self.status in ("starting", "running", "paused")
+
+    @property
+    def active(self) -> bool:
+        """Whether it runs in docker's sense: what waits to be restarted does."""
+        return self.live or self.status == "restarting"
 
 
 @dataclass(frozen=True)
@@ -124,6 +174,7 @@ class Container:
     process: Process
     mounts: tuple[Mount, ...]  # all of them, anonymous volumes by name
     labels: dict[str, str]
+    healthcheck: Healthcheck | None = None  # what the image's and the request's come to
     state: State = State()
 
     @property
@@ -135,6 +186,11 @@ class Container:
     def upper(self) -> Path:
         """The copy-on-write layer."""
         return self.directory / "upper"
+
+    @property
+    def shm(self) -> Path:
+        """The /dev/shm of a container that lets others share it."""
+        return self.directory / "shm"
 
     @property
     def log(self) -> Path:
@@ -179,8 +235,13 @@ def load(directory: Path) -> Container:
     text = (directory / "container.json").read_text()
     try:
         record = json.loads(text)
-        request = {**record["request"], "mounts": _mounts(record["request"]["mounts"])}
+        request = {
+            **record["request"],
+            "mounts": _mounts(record["request"]["mounts"]),
+            "healthcheck": _healthcheck(record["request"].get("healthcheck")),
+        }
         record["request"] = Request(**_tuples(request))
+        record["healthcheck"] = _healthcheck(record.get("healthcheck"))
         record["process"] = Process(**_tuples(record["process"]))
         record["mounts"] = _mounts(record["mounts"])
         record["state"] = State(**record["state"])
@@ -191,6 +252,10 @@ def load(directory: Path) -> Container:
 
 def _mounts(records: list[dict[str, Any]]) -> tuple[Mount, ...]:
     return tuple(Mount(**_tuples(record)) for record in records)
+
+
+def _healthcheck(record: dict[str, Any] | None) -> Healthcheck | None:
+    return None if record is None else Healthcheck(**_tuples(record))
 
 
 def _tuples(record: dict[str, Any]) -> dict[str, Any]:

@@ -9,12 +9,23 @@ import shutil
 import signal
 from pathlib import Path
 
-from runtime.containers import mounts, seccomp, ulimits, volumes
-from runtime.containers.container import Container, Process, Request, now, publish
+from runtime.containers import (
+    devices,
+    health,
+    mounts,
+    namespaces,
+    restart,
+    rotation,
+    seccomp,
+    spec,
+    ulimits,
+    volumes,
+)
+from runtime.containers.container import Container, Process, Request, find, now, publish
 from runtime.containers.layers import Layers, make_init_layer
 from runtime.containers.mounts import Mount
 from runtime.containers.names import check_name, new_id
-from runtime.containers.network import check_host, check_network
+from runtime.containers.network import check_address, check_host, check_network
 from runtime.errors import RuntimeFailure
 from runtime.images.documents import ImageConfig
 from runtime.images.store import Image
@@ -34,7 +45,16 @@ def create(root: Root, image: Image, request: Request, name: str = "") -> Contai
     if name:
         check_name(name)
     process = merge(image.config, request)
-    wanted = mounts.combine(request.mounts, image.config.volumes)
+    config = image.config.raw.get("config") or {}
+    check = config.get("Healthcheck") if isinstance(config, dict) else None
+    healthcheck = health.merge(check if isinstance(check, dict) else {}, request.healthcheck)
+    request = dataclasses.replace(
+        request,
+        pid=namespaces.settled(root, request.pid, "pid"),
+        ipc=namespaces.settled(root, request.ipc, "ipc"),
+        network=namespaces.settled(root, request.network, "network"),
+    )
+    wanted = mounts.combine(request.mounts, image.config.volumes, _shared_mounts(root, request.volumes_from))
     for mount in wanted:
         if mount.kind == "bind" and not mount.create_source and not os.path.exists(mount.source):
             raise RuntimeFailure(f"bind source path does not exist: {mount.source}", 125)
@@ -55,6 +75,7 @@ def create(root: Root, image: Image, request: Request, name: str = "") -> Contai
                 process=process,
                 mounts=named,
                 labels={**image.config.labels, **request.labels},
+                healthcheck=healthcheck,
             ),
         )
     except BaseException:
@@ -140,6 +161,19 @@ def _check(request: Request) -> None:
         check_host(entry)
     for text in request.ulimits:
         ulimits.parse(text)
+    namespaces.check(request)
+    name, _ = restart.parse(request.restart)
+    if request.remove and name != "no":
+        raise RuntimeFailure("conflicting options: cannot specify both --restart and --rm", 125)
+    for text in request.devices:
+        devices.nodes(devices.parse(text))
+    for text in request.device_rules:
+        devices.check_rule(text)
+    rotation.check_options(request.log_driver, request.log_options)
+    if request.init:
+        spec.init_program()
+    for address in request.dns:
+        check_address(address, "DNS server")
     if request.stop_signal:
         signal_number(request.stop_signal)
     if request.memory and request.memory < _MEMORY_MINIMUM:
@@ -156,6 +190,21 @@ def _check(request: Request) -> None:
     seccomp.profile(request.seccomp, ())
     if request.hostname and len(request.hostname) > 64:
         raise RuntimeFailure(f"invalid hostname: {request.hostname}", 125)
+
+
+def _shared_mounts(root: Root, names: tuple[str, ...]) -> list[Mount]:
+    """The mounts of other containers, for --volumes-from NAME[:ro|:rw]; tmpfs are not shared."""
+    found = []
+    for text in names:
+        name, _, mode = text.partition(":")
+        if mode not in ("", "ro", "rw", "z", "Z"):
+            raise RuntimeFailure(f"invalid --volumes-from '{text}': the mode is ro or rw", 125)
+        found += [
+            dataclasses.replace(mount, read_only=mode == "ro" or mount.read_only, anonymous=False)
+            for mount in find(root, name).mounts
+            if mount.kind != "tmpfs"
+        ]
+    return found
 
 
 def _with_volume(root: Root, mount: Mount, made: list[str]) -> Mount:

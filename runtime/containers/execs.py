@@ -29,6 +29,7 @@ class ExecRequest:
     user: str = ""
     tty: bool = False
     stdin: bool = False
+    privileged: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,11 @@ class Exec:
         code = monitor.exec_exit_code(self.answers)
         shutil.rmtree(self.directory, ignore_errors=True)
         return UNKNOWN_EXIT if code is None else code
+
+    def forget(self) -> None:
+        """Do not wait for it; nothing of it is left on disk."""
+        self.answers.close()
+        shutil.rmtree(self.directory, ignore_errors=True)
 
 
 def start(
@@ -94,7 +100,9 @@ def start(
 def _process(container: Container, request: ExecRequest, window: tuple[int, int] | None) -> spec.Json:
     """The `process` object of the runtime specification."""
     try:
-        user = users.resolve(container.rootfs, request.user or container.process.user)
+        user = users.resolve(
+            container.rootfs, request.user or container.process.user, container.request.group_add
+        )
     except RuntimeFailure as error:
         raise RuntimeFailure(error.message, 126) from error
     env = [*container.process.env, *request.env]
@@ -104,7 +112,9 @@ def _process(container: Container, request: ExecRequest, window: tuple[int, int]
         "args": list(request.args),
         "env": spec.environment(env, container, user, request.tty),
         "cwd": posixpath.normpath(request.working_dir or container.process.cwd),
-        "capabilities": spec.capability_sets(user, spec.container_capabilities(container)),
+        "capabilities": spec.capability_sets(
+            user, spec.container_capabilities(container, request.privileged)
+        ),
         "noNewPrivileges": container.request.no_new_privileges,
     }
     if request.tty and window:

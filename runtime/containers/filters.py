@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable
 from typing import get_args
 
+from runtime.containers import health
 from runtime.containers.container import Container, Status
 from runtime.containers.names import short
 from runtime.errors import RuntimeFailure
@@ -55,6 +56,11 @@ def _has_label(subject: Container, text: str) -> bool:
     return name in subject.labels and (not equals or subject.labels[name] == value)
 
 
+def _health(subject: Container) -> str:
+    found = health.read(subject)
+    return found.status if found else "none"
+
+
 def _has_name(subject: Container, pattern: str) -> bool:
     """A regular expression, for the name with its slash or without."""
     return any(re.search(pattern, name) for name in (subject.name, f"/{subject.name}"))
@@ -65,6 +71,7 @@ _CHECKS: dict[str, Callable[[str], bool]] = {
     "name": _is_pattern,
     "status": lambda value: value in (*get_args(Status), "restarting", "removing", "dead"),
     "exited": lambda value: value.lstrip("-").isdecimal(),
+    "health": lambda value: value in ("starting", "healthy", "unhealthy", "none"),
 }
 
 _FILTERS: dict[str, Callable[[Container, str], bool]] = {
@@ -76,6 +83,7 @@ _FILTERS: dict[str, Callable[[Container, str], bool]] = {
         value in (subject.request.image, f"{subject.request.image}:latest", subject.image_id)
         or (len(value) >= 4 and short(subject.image_id).startswith(value))
     ),
+    "health": lambda subject, value: _health(subject) == value,
     "exited": lambda subject, value: (
         subject.state.status == "exited" and str(subject.state.exit_code) == value
     ),

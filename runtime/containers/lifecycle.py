@@ -5,6 +5,7 @@ Each verb takes a name or an ID and is one function, for the command line and fo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,8 +13,20 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from runtime.containers import monitor, network, oci, rootfs, settle, spec, users, volumes
+from runtime.containers import (
+    monitor,
+    namespaces,
+    network,
+    oci,
+    rootfs,
+    rotation,
+    settle,
+    spec,
+    users,
+    volumes,
+)
 from runtime.containers.container import (
     NEVER,
     Container,
@@ -41,7 +54,7 @@ def inspect(root: Root, reference: str) -> Container:
     Raises RuntimeFailure when there is none.
     """
     container = find(root, reference)
-    if container.state.status == "starting" or (container.state.live and settle.needs_mending(container)):
+    if container.state.status == "starting" or settle.needs_mending(container):
         return settle_by_path(root, container.directory) or find(root, reference)
     return container
 
@@ -63,29 +76,60 @@ def start(
     """
     if os.geteuid() != 0:
         raise RuntimeFailure("running a container needs root", 125)
-    directory = find(root, reference).directory
-    with locked(directory) as container:
+    with locked(find(root, reference).directory) as container:
         container = settle.settle(root, container)
-        if container.state.live:
+        if container.state.active:
             return container
-        previous = container.bundle
-        container = container.with_state(
-            status="starting", starts=container.state.starts + 1, error="", oom_killed=False
-        ).save()
-        for leftover in (previous, *directory.glob("exec-*")):
-            shutil.rmtree(leftover, ignore_errors=True)
         try:
-            container = _create(root, container, warn, window)
-            if on_created is not None:
-                on_created(container.bundle)
-            runtime_of(container).start(container.id)
+            return _start(root, container.with_state(restarts=0, restart_delay=0.0), warn, on_created, window)
         except BaseException as error:
-            code = error.exit_code if isinstance(error, RuntimeFailure) and error.exit_code else 128
-            settle.abandon(load(directory), str(error), code)
+            settle.abandon(load(container.directory), str(error), _exit_code(error))
             raise
-        return container.with_state(
-            status="running", pid=_pid(container), started_at=now(), exit_code=0, finished_at=NEVER
-        ).save()
+
+
+def start_again(root: Root, container: Container) -> None:
+    """Start a container that waits to be restarted; nothing happens when it does not any more.
+
+    Raises RuntimeFailure when it cannot be started; the policy then says whether it is tried again.
+    """
+    with locked(container.directory) as container:
+        if container.state.status != "restarting":
+            return
+        try:
+            _start(root, container.with_state(restarts=container.state.restarts + 1))
+        except BaseException as error:
+            settle.abandon_restart(load(container.directory), str(error), _exit_code(error))
+            raise
+
+
+def _exit_code(error: BaseException) -> int:
+    return error.exit_code if isinstance(error, RuntimeFailure) and error.exit_code else 128
+
+
+def _start(
+    root: Root,
+    container: Container,
+    warn: Warn = lambda message: None,
+    on_created: Callable[[Path], None] | None = None,
+    window: tuple[int, int] | None = None,
+) -> Container:
+    """Start a container whose lock is held; it is `starting` when this fails."""
+    previous = container.bundle
+    container = container.with_state(
+        status="starting", starts=container.state.starts + 1, error="", oom_killed=False, stopped=False
+    ).save()
+    for leftover in (previous, *container.directory.glob("exec-*")):
+        shutil.rmtree(leftover, ignore_errors=True)
+    container = _create(root, container, warn, window)
+    if on_created is not None:
+        on_created(container.bundle)
+    rotation.catch_up(container)
+    runtime_of(container).start(container.id)
+    container = container.with_state(
+        status="running", pid=_pid(container), started_at=now(), exit_code=0, finished_at=NEVER
+    ).save()
+    settle.accompany(root, container)
+    return container
 
 
 def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int] | None) -> Container:
@@ -101,9 +145,16 @@ def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int
         volatile=container.request.remove,
         keeps=[lock_descriptor(container.directory)],
     )
-    user = users.resolve(container.rootfs, container.process.user)
+    request = container.request
     config = spec.config(
-        container, user, _sources(root, container), network.write_files(container), window, warn
+        container,
+        users.resolve(container.rootfs, container.process.user, request.group_add),
+        _sources(root, container),
+        network.write_files(root, container),
+        namespaces.namespaces(root, container, None),
+        _shm(root, container),
+        window,
+        warn,
     )
     write_atomically(container.bundle / "config.json", json.dumps(config, indent=1))
     programs = oci.candidates(root, container.request.runtime)
@@ -120,7 +171,8 @@ def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int
                         stdin=container.request.stdin,
                         leave_stdin_open=_outlives_client(container),
                     ),
-                    log=f"k8s-file:{container.log}",
+                    log=rotation.conmon_driver(container),
+                    log_size=rotation.size_limit(container),
                 ),
                 container.name,
                 monitor.cleanup_command(root.path, container.id),
@@ -162,6 +214,21 @@ def _sources(root: Root, container: Container) -> list[Bind]:
     return binds
 
 
+def _shm(root: Root, container: Container) -> Path | None:
+    """The directory that is mounted on /dev/shm, for a container that shares it; None when it has its own."""
+    mode = container.request.ipc
+    if mode == "host":
+        return Path("/dev/shm")
+    other = namespaces.joined(root, mode)
+    if other is not None:
+        return Path("/dev/shm") if other.request.ipc == "host" else other.shm
+    if mode == "shareable":
+        container.shm.mkdir(exist_ok=True)
+        rootfs.mount_tmpfs(container.shm, container.request.shm_size)
+        return container.shm
+    return None
+
+
 def _make_source(source: Path) -> None:
     """A host path named by -v that does not exist becomes a directory, as docker makes it."""
     try:
@@ -179,7 +246,12 @@ def kill(root: Root, reference: str, signal_name: str = "SIGKILL") -> None:
     number = signal_number(signal_name)
     container = inspect(root, reference)
     if container.state.status not in ("running", "paused"):
+        if container.state.status == "restarting":
+            settle.cancel_restart(container)
+            return
         raise RuntimeFailure(f"cannot kill container: {reference}: container {container.id} is not running")
+    if number in (signal.SIGKILL, signal_number(container.process.stop_signal)):
+        settle.mark_stopped(container)
     send_signal(container, number)
 
 
@@ -208,22 +280,62 @@ def _alive(container: Container) -> bool:
     return monitor.is_watched(container.bundle, container.id) and Path(f"/proc/{_pid(container)}").exists()
 
 
-def stop(root: Root, reference: str, timeout: int | None = None) -> None:
-    """Ask the container to end with its stop signal, and kill it after `timeout` seconds (-1: never).
+def stop(root: Root, reference: str, timeout: int | None = None, signal_name: str = "") -> None:
+    """Ask the container to end with `signal_name`, or its stop signal, and kill it after `timeout` seconds.
+
+    -1 is never. A restart policy does not start it again.
 
     Raises RuntimeFailure when there is no such container; one that does not run is no error.
     """
+    number = signal_number(signal_name) if signal_name else 0
     container = inspect(root, reference)
-    if container.state.status == "paused":
-        unpause(root, reference)
+    if container.state.status == "restarting":
+        settle.cancel_restart(container)
+        return
     if not container.state.live:
         return
+    settle.mark_stopped(container)
+    if container.state.status == "paused":
+        unpause(root, reference)
     patience = container.request.stop_timeout if timeout is None else timeout
     watch = Watch(root, container)
-    send_signal(container, signal_number(container.process.stop_signal))
+    send_signal(container, number or signal_number(container.process.stop_signal))
     if watch.wait(None if patience < 0 else patience) is None:
         send_signal(container, signal.SIGKILL)
         watch.wait(None)
+
+
+def restart(
+    root: Root,
+    reference: str,
+    timeout: int | None = None,
+    signal_name: str = "",
+    warn: Warn = lambda message: None,
+    on_created: Callable[[Path], None] | None = None,
+) -> Container:
+    """Stop a container if it runs (see `stop`), and start it (see `start`).
+
+    Raises RuntimeFailure when there is no such container, or it cannot be started.
+    """
+    container = inspect(root, reference)
+    if container.request.remove:
+        # Its end would remove it: it is taken from under the policy for as long.
+        keep = update_record(container, request={"remove": False})
+        try:
+            stop(root, container.id, timeout, signal_name)
+        finally:
+            update_record(keep, request={"remove": True})
+    else:
+        stop(root, container.id, timeout, signal_name)
+    return start(root, container.id, warn, on_created)
+
+
+def update_record(container: Container, request: dict[str, Any]) -> Container:
+    """Change fields of what was asked for; returns the container as it then is."""
+    with locked(container.directory) as container:
+        return dataclasses.replace(
+            container, request=dataclasses.replace(container.request, **request)
+        ).save()
 
 
 class Watch:
@@ -232,6 +344,7 @@ class Watch:
     def __init__(self, root: Root, container: Container) -> None:
         self._root = root
         self._directory = container.directory
+        self._starts = container.state.starts + (not container.state.live)  # the start whose end it is
         # The last exit code is left here, also when the container is removed (settle.leave_exit_code).
         self._lock = open(container.directory / "lock")  # noqa: SIM115 - it lives as long as this
 
@@ -243,17 +356,23 @@ class Watch:
             try:
                 container = load(self._directory)
             except FileNotFoundError:
-                self._lock.seek(0)
-                return int(self._lock.read() or UNKNOWN_EXIT)
-            if container.state.live and settle.needs_mending(container):
+                return self._left()
+            if settle.needs_mending(container):
                 settle_by_path(self._root, self._directory)
                 continue
-            if not container.state.live:
+            if not container.state.active or container.state.starts > self._starts:
+                return self._left() if container.state.starts > self._starts else container.state.exit_code
+            if container.state.status == "restarting" and container.state.starts == self._starts:
                 return container.state.exit_code
             if deadline is not None and time.monotonic() > deadline:
                 return None
             time.sleep(pause)
             pause = min(pause * 1.1, 0.25)
+
+    def _left(self) -> int:
+        """The last exit code that was left in the lock file."""
+        self._lock.seek(0)
+        return int(self._lock.read() or UNKNOWN_EXIT)
 
 
 def wait(root: Root, reference: str) -> int:
@@ -295,18 +414,20 @@ def remove(root: Root, reference: str, force: bool = False, with_volumes: bool =
     Raises RuntimeFailure when it runs (unless `force`), or there is no such container.
     """
     container = inspect(root, reference)
-    if container.state.live:
+    if container.state.active:
         if not force:
             raise RuntimeFailure(
                 f"cannot remove container {container.name!r}: container is {container.state.status}: "
                 f"stop the container before removing or force remove"
             )
-        watch = Watch(root, container)
-        send_signal(container, signal.SIGKILL)
-        watch.wait(None)
+        settle.mark_stopped(container)
+        if container.state.live:
+            watch = Watch(root, container)
+            send_signal(container, signal.SIGKILL)
+            watch.wait(None)
     try:
         with locked(container.directory) as container:
-            if container.state.live:
+            if container.state.active and not (force and not container.state.live):
                 raise RuntimeFailure(f"cannot remove container {container.name!r}: it was started meanwhile")
             settle.remove_files(root, container, with_volumes)
     except Gone:  # it was run with --rm, or another was faster

@@ -7,6 +7,9 @@ conmon's k8s-file driver writes the CRI format, one line for each line or part o
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -45,47 +48,72 @@ def read(
     follow: Callable[[], bool] | None = None,
     tail: int | None = None,
     since: str = "",
+    until: str = "",
 ) -> Iterator[Entry]:
-    """The entries of the log `path`; no file is an empty log.
+    """The entries of the log `path`, and before them of the older files of it; no file is an empty log.
 
-    `tail` is the number of lines to begin with at the end, `since` an instant or a duration back from now.
-    `follow` is asked again and again whether more can come; without it the end of the file is the end.
+    `tail` is the number of lines to begin with at the end; `since` and `until` are instants or durations back
+    from now. `follow` is asked again and again whether more can come; without it the end of the file is the
+    end.
 
-    Raises RuntimeFailure when `since` is neither.
+    Raises RuntimeFailure when `since` or `until` is neither.
     """
-    first = instant(since) if since else ""
-    try:
-        file = open(path, "rb")  # noqa: SIM115 - closed below, after this one error
-    except FileNotFoundError:
-        return
-    with file:
-        entries = _entries(file, None)
+    first = instant(since, "since") if since else ""
+    last = instant(until, "until") if until else ""
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(file) for file in _open_all(path)]
+        if not files:
+            return
+        entries: Iterator[Entry] = (entry for file in files for entry in _entries(file))
         if tail is not None:
             entries = iter(_last_lines(entries, tail))
-        for entry in entries:
+        more = _following(path, files[-1], follow) if follow is not None else iter(())
+        for entry in itertools.chain(entries, more):
+            if last and entry.time > last:
+                return
             if entry.time >= first:
                 yield entry
-        if follow is not None:
-            for entry in _entries(file, follow):
-                if entry.time >= first:
-                    yield entry
 
 
-def _entries(file: BinaryIO, follow: Callable[[], bool] | None) -> Iterator[Entry]:
-    partial = b""
-    while True:
+def _open_all(path: Path) -> list[BinaryIO]:
+    """The files of a log, the oldest first (see rotation); the last one is the one that is written to."""
+    numbered = (entry for entry in path.parent.glob(f"{path.name}.*") if entry.suffix[1:].isdecimal())
+    files = []
+    for name in (*sorted(numbered, key=lambda entry: -int(entry.suffix[1:])), path):
+        with contextlib.suppress(FileNotFoundError):
+            files.append(open(name, "rb"))  # noqa: SIM115 - for the caller to close
+    # log.0 is another name of the present file, until that is replaced.
+    identities = [os.fstat(file.fileno()).st_ino for file in files]
+    return [file for index, file in enumerate(files) if identities[index] not in identities[index + 1 :]]
+
+
+def _following(path: Path, file: BinaryIO, follow: Callable[[], bool]) -> Iterator[Entry]:
+    """What comes into `file`, and into the files that take its place, as long as `follow` says so."""
+    more = True
+    while more:
         # Asked before the read: what was written before the end is then certainly seen.
-        more = follow is not None and follow()
-        for line in file:
-            partial += line
-            if partial.endswith(b"\n"):
-                entry = parse_line(partial)
-                partial = b""
-                if entry:
-                    yield entry
-        if not more:
+        more = follow()
+        yield from _entries(file)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino != os.fstat(file.fileno()).st_ino:
+                yield from _entries(file)  # what came before it was replaced
+                file.close()
+                file = open(path, "rb")  # noqa: SIM115 - closed below
+                continue
+        if more:
+            time.sleep(_POLL)
+    file.close()
+
+
+def _entries(file: BinaryIO) -> Iterator[Entry]:
+    """The whole lines up to the present end of `file`; one that is being written is left for later."""
+    for line in file:
+        if not line.endswith(b"\n"):
+            file.seek(-len(line), os.SEEK_CUR)
             return
-        time.sleep(_POLL)
+        entry = parse_line(line)
+        if entry:
+            yield entry
 
 
 def _last_lines(entries: Iterator[Entry], count: int) -> list[Entry]:
@@ -114,8 +142,8 @@ def _utc(stamp: str) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{(match[2] or '').ljust(9, '0')[:9]}Z"
 
 
-def instant(text: str) -> str:
-    """docker's --since: RFC 3339, a date, seconds since the epoch, or a duration (1h30m) back from now."""
+def instant(text: str, what: str = "since") -> str:
+    """docker's --since and --until: RFC 3339, a date, seconds since the epoch, or how long ago (1h30m)."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         seconds, _, fraction = text.partition(".")
         moment = datetime.fromtimestamp(int(seconds), UTC)
@@ -129,4 +157,4 @@ def instant(text: str) -> str:
     try:
         return f"{datetime.fromisoformat(text).astimezone(UTC):%Y-%m-%dT%H:%M:%S}.000000000Z"
     except ValueError as error:
-        raise RuntimeFailure(f'invalid value for "since": {text}') from error
+        raise RuntimeFailure(f'invalid value for "{what}": {text}') from error

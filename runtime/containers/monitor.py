@@ -55,6 +55,7 @@ class Session:
     runtime: Runtime
     console: Console
     log: str  # a conmon log specification: DRIVER:PATH
+    log_size: int = 0  # bytes; conmon begins the file anew when it has as many
 
     @property
     def pid(self) -> int:
@@ -168,6 +169,7 @@ def _spawn(session: Session, arguments: list[str], on_ready: Callable[[Path], No
         *("--runtime", session.runtime.program, f"--runtime-arg=--root={session.runtime.state}"),
         *("--container-pidfile", str(directory / "pid"), "--conmon-pidfile", str(directory / "conmon.pid")),
         *("--persist-dir", str(directory), "--log-path", session.log, "--full-attach"),
+        *(["--log-size-max", str(session.log_size)] if session.log_size else []),
         *arguments,
     ]
     console = session.console

@@ -112,6 +112,8 @@ def parse_mount(text: str) -> Mount:
             raise RuntimeFailure(f"invalid propagation: '{propagation}'")
         return Mount("bind", os.path.abspath(source), target, read_only, (recursive, propagation))
     if kind == "volume":
+        if fields.get("volume-driver", "local") not in ("", "local"):
+            raise RuntimeFailure(f"volume driver '{fields['volume-driver']}' not found: there is only local")
         copy_up = not _true(fields.get("volume-nocopy"))
         name = check_name(source, "volume") if source else ""
         return Mount("volume", name, target, read_only, copy_up=copy_up, anonymous=not source)
@@ -126,13 +128,17 @@ def parse_mount(text: str) -> Mount:
 _MOUNT_KEYS = {"src": "source", "dst": "target", "destination": "target", "ro": "readonly"}
 _KIND_KEYS = {
     "bind": {"source", "bind-propagation", "bind-nonrecursive", "consistency"},
-    "volume": {"source", "volume-nocopy", "consistency"},
+    "volume": {"source", "volume-nocopy", "volume-driver", "consistency"},
     "tmpfs": {"tmpfs-size", "tmpfs-mode", "consistency"},
 }
 
 
-def combine(requested: Iterable[Mount], image_volumes: Iterable[str]) -> tuple[Mount, ...]:
-    """`requested`, with an anonymous volume for each volume of the image that nothing else covers.
+def combine(
+    requested: Iterable[Mount], image_volumes: Iterable[str], shared: Iterable[Mount] = ()
+) -> tuple[Mount, ...]:
+    """`requested`, then what is `shared` with other containers, then the image's volumes as anonymous ones.
+
+    Of the last two, each only where nothing else covers its target.
 
     Ordered so that a mount below another's target comes after it.
 
@@ -143,6 +149,8 @@ def combine(requested: Iterable[Mount], image_volumes: Iterable[str]) -> tuple[M
         if mount.target in mounts:
             raise RuntimeFailure(f"Duplicate mount point: {mount.target}")
         mounts[mount.target] = mount
+    for mount in shared:
+        mounts.setdefault(mount.target, mount)
     for path in image_volumes:
         target = _target(path, path)
         mounts.setdefault(target, Mount("volume", "", target, anonymous=True))

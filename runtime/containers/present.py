@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from runtime.containers import ulimits
-from runtime.containers.container import Container
+from runtime.containers import cgroups, devices, health, restart, ulimits
+from runtime.containers.container import Container, Healthcheck
 from runtime.containers.create import lower_layers
+from runtime.containers.health import Health
 from runtime.containers.mounts import Mount
 from runtime.containers.spec import hostname
 from runtime.containers.volumes import Volume
@@ -23,6 +24,8 @@ def container(root: Root, subject: Container) -> Json:
     """What docker inspect shows of a container."""
     request, process, state = subject.request, subject.process, subject.state
     mounted = state.status in ("running", "paused")
+    policy, maximum = restart.parse(request.restart)
+    status = health.read(subject)
     return {
         "Id": subject.id,
         "Created": subject.created,
@@ -30,9 +33,9 @@ def container(root: Root, subject: Container) -> Json:
         "Args": list(process.args[1:]),
         "State": {
             "Status": "created" if state.status == "starting" else state.status,
-            "Running": mounted,
+            "Running": mounted or state.status == "restarting",
             "Paused": state.status == "paused",
-            "Restarting": False,
+            "Restarting": state.status == "restarting",
             "OOMKilled": state.oom_killed,
             "Dead": False,
             "Pid": state.pid if mounted else 0,
@@ -40,6 +43,7 @@ def container(root: Root, subject: Container) -> Json:
             "Error": state.error,
             "StartedAt": state.started_at,
             "FinishedAt": state.finished_at,
+            **({"Health": _health(status)} if status is not None else {}),
         },
         "Image": subject.image_id,
         "ResolvConfPath": str(subject.directory / "resolv.conf"),
@@ -47,7 +51,7 @@ def container(root: Root, subject: Container) -> Json:
         "HostsPath": str(subject.directory / "hosts"),
         "LogPath": str(subject.log),
         "Name": f"/{subject.name}",
-        "RestartCount": 0,
+        "RestartCount": state.restarts,
         "Driver": "unionfs",
         "Platform": "linux",
         "HostConfig": {
@@ -56,22 +60,44 @@ def container(root: Root, subject: Container) -> Json:
                 mount.target: ",".join(mount.options) for mount in request.mounts if mount.kind == "tmpfs"
             },
             "NetworkMode": request.network,
-            "RestartPolicy": {"Name": "no", "MaximumRetryCount": 0},
+            "RestartPolicy": {"Name": policy, "MaximumRetryCount": maximum},
             "AutoRemove": request.remove,
             "CapAdd": list(request.cap_add) or None,
             "CapDrop": list(request.cap_drop) or None,
             "ExtraHosts": list(request.extra_hosts) or None,
-            "Privileged": False,
+            "Privileged": request.privileged,
+            "GroupAdd": list(request.group_add) or None,
+            "Devices": [_device(text) for text in request.devices],
+            "DeviceCgroupRules": list(request.device_rules) or None,
+            "Dns": list(request.dns),
+            "DnsSearch": list(request.dns_search),
+            "DnsOptions": list(request.dns_options),
+            "VolumesFrom": list(request.volumes_from) or None,
+            "PidMode": request.pid,
+            "IpcMode": request.ipc or "private",
+            "UTSMode": request.uts,
+            "UsernsMode": request.userns,
+            "CgroupnsMode": request.cgroupns or ("private" if cgroups.is_v2() else "host"),
+            **({"Init": True} if request.init else {}),
+            **({"Sysctls": dict(request.sysctls)} if request.sysctls else {}),
             "ReadonlyRootfs": request.read_only,
             "SecurityOpt": _security_options(subject),
             "ShmSize": request.shm_size,
             "Runtime": state.runtime or request.runtime,
             "Memory": request.memory,
+            "MemoryReservation": request.memory_reservation,
+            "MemorySwap": request.memory_swap or 2 * request.memory,
+            "CpuShares": request.cpu_shares,
+            "CpusetCpus": request.cpuset_cpus,
+            "CpusetMems": request.cpuset_mems,
             "NanoCpus": request.nano_cpus,
             "PidsLimit": request.pids_limit or None,
             "OomScoreAdj": request.oom_score_adj,
             "Ulimits": [_ulimit(text) for text in request.ulimits] or None,
-            "LogConfig": {"Type": "k8s-file", "Config": {}},
+            "LogConfig": {
+                "Type": "none" if request.log_driver == "none" else "k8s-file",
+                "Config": dict(request.log_options),
+            },
         },
         "GraphDriver": {
             "Name": "unionfs",
@@ -85,6 +111,7 @@ def container(root: Root, subject: Container) -> Json:
         "Mounts": [_mount(root, mount) for mount in subject.mounts],
         "Config": {
             "Hostname": hostname(subject),
+            "Domainname": request.domainname,
             "User": process.user,
             "AttachStdin": request.stdin_once,
             "Tty": request.tty,
@@ -99,8 +126,36 @@ def container(root: Root, subject: Container) -> Json:
             "Labels": dict(subject.labels),
             "StopSignal": process.stop_signal,
             "StopTimeout": request.stop_timeout,
+            **({"Healthcheck": _healthcheck(subject.healthcheck)} if subject.healthcheck else {}),
         },
         "NetworkSettings": {"Networks": {request.network: {}}, "Ports": {}},
+    }
+
+
+def _health(health: Health) -> Json:
+    return {
+        "Status": health.status,
+        "FailingStreak": health.failing_streak,
+        "Log": [
+            {"Start": probe.start, "End": probe.end, "ExitCode": probe.exit_code, "Output": probe.output}
+            for probe in health.log
+        ],
+    }
+
+
+def _healthcheck(check: Healthcheck) -> Json:
+    keys = ("Interval", "Timeout", "StartPeriod", "StartInterval", "Retries")
+    values = (check.interval, check.timeout, check.start_period, check.start_interval, check.retries)
+    numbers = {key: value for key, value in zip(keys, values, strict=True) if value}
+    return {"Test": list(check.test or ()), **numbers}
+
+
+def _device(text: str) -> Json:
+    device = devices.parse(text)
+    return {
+        "PathOnHost": device.host,
+        "PathInContainer": device.container,
+        "CgroupPermissions": device.access,
     }
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from runtime.errors import RuntimeFailure
 from unionfs.options import escape
 
+_MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _BUSY_PATIENCE = 2.0
@@ -68,6 +69,14 @@ def _mount(options: Sequence[str], target: Path, keeps: Sequence[int]) -> None:
     )
     if result.returncode != 0:
         raise RuntimeFailure(f"cannot mount the root filesystem: {result.stderr.strip()}")
+
+
+def mount_tmpfs(target: Path, size: int) -> None:
+    """Mount a tmpfs of `size` bytes on `target`, as /dev/shm is. Raises RuntimeFailure when it cannot be."""
+    unmount(target)
+    data = f"mode=1777,size={size}".encode()
+    if _libc.mount(b"shm", os.fsencode(target), b"tmpfs", _MS_NOSUID | _MS_NODEV | _MS_NOEXEC, data) != 0:
+        raise RuntimeFailure(f"cannot mount {target}: {os.strerror(ctypes.get_errno())}", 125)
 
 
 def is_mounted(target: Path) -> bool:

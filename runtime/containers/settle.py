@@ -12,7 +12,7 @@ import os
 import signal
 from pathlib import Path
 
-from runtime.containers import cgroups, monitor, rootfs, volumes
+from runtime.containers import cgroups, health, monitor, restart, rootfs, rotation, volumes
 from runtime.containers.container import Container, Gone, discard, load_all, lock_is_free, locked, now
 from runtime.containers.oci import Runtime
 from runtime.errors import RuntimeFailure
@@ -33,11 +33,15 @@ def settle(root: Root, container: Container) -> Container:
     Returns the container as it then is. One that was to be removed at its end is removed.
     """
     state = container.state
+    if state.status == "restarting":
+        restart.bring_back(root, container)
     if not state.live:
         return container
     code = monitor.read_exit_code(container.bundle)
     if code is None and monitor.is_watched(container.bundle, container.id):
         if state.status != "starting":
+            if not is_accompanied(container):
+                accompany(root, container)
             return container
         # Whoever was starting it held the lock, and has died.
         return abandon(container, "the command that started it was killed")
@@ -52,6 +56,51 @@ def abandon(container: Container, error: str, exit_code: int = 0) -> Container:
     """Undo a start that did not come to its end: the container is as it was created."""
     _tear_down(container)
     return container.with_state(status="created", pid=0, error=error, exit_code=exit_code).save()
+
+
+def abandon_restart(container: Container, error: str, exit_code: int) -> None:
+    """Undo a restart by the policy that did not come to its end; it is tried again if that says so."""
+    _tear_down(container)
+    ended = container.with_state(status="exited", pid=0, error=error, exit_code=exit_code, finished_at=now())
+    leave_exit_code(ended)
+    _by_policy(ended).save()
+
+
+def mark_stopped(container: Container) -> None:
+    """Write down that somebody wants the container's end, so that its policy does not start it again.
+
+    Raises Gone when it has been removed meanwhile.
+    """
+    if restart.parse(container.request.restart)[0] != "no":
+        with locked(container.directory) as container:
+            container.with_state(stopped=True).save()
+
+
+def cancel_restart(container: Container) -> None:
+    """End the waiting of a container that was to be restarted."""
+    with locked(container.directory) as container:
+        if container.state.status == "restarting":
+            container.with_state(status="exited", stopped=True).save()
+
+
+def _by_policy(ended: Container) -> Container:
+    """`ended`, waiting to be restarted if its policy says so."""
+    if not restart.wanted(ended, ended.state.exit_code):
+        return ended
+    return ended.with_state(status="restarting", restart_delay=restart.delay(ended))
+
+
+def accompany(root: Root, container: Container) -> None:
+    """Start the companions of a running container that are not there."""
+    if not health.is_watched(container):
+        health.watch_over(root, container)
+    if not rotation.is_rotated(container):
+        rotation.rotate(root, container)
+
+
+def is_accompanied(container: Container) -> bool:
+    """Whether the companions that a running container has to have are there."""
+    return health.is_watched(container) and rotation.is_rotated(container)
 
 
 def _finish(root: Root, container: Container, code: int | None) -> Container:
@@ -69,16 +118,21 @@ def _finish(root: Root, container: Container, code: int | None) -> Container:
     if ended.request.remove:
         remove_files(root, ended, anonymous_volumes=True)
         return ended
-    return ended.save()
+    after = _by_policy(ended).save()
+    if after.state.status == "restarting":
+        restart.bring_back(root, after)
+    return after
 
 
 def _tear_down(container: Container) -> None:
     """No process, no cgroup, no mount."""
     runtime_of(container).delete(container.id)
+    health.await_end(container)
     for pid in cgroups.processes(container.id):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     rootfs.unmount(container.rootfs)
+    rootfs.unmount(container.shm)
 
 
 def leave_exit_code(container: Container) -> None:
@@ -92,6 +146,7 @@ def leave_exit_code(container: Container) -> None:
 def remove_files(root: Root, container: Container, anonymous_volumes: bool) -> None:
     """Remove a container that has ended: its directory, and the volumes that were made for it alone."""
     rootfs.unmount(container.rootfs)
+    rootfs.unmount(container.shm)
     discard(root, container.directory)
     if anonymous_volumes:
         for mount in container.mounts:
@@ -114,7 +169,7 @@ def settle_all(root: Root) -> list[Container]:
     """All containers, the newest first, each settled where nobody is at work on it."""
     settled = []
     for container in load_all(root):
-        if not container.state.live or not needs_mending(container):
+        if not needs_mending(container):
             settled.append(container)
         elif after := settle_by_path(root, container.directory):
             settled.append(after)
@@ -122,8 +177,12 @@ def settle_all(root: Root) -> list[Container]:
 
 
 def needs_mending(container: Container) -> bool:
-    """Whether a live container's record is behind, and nobody is at work on it."""
+    """Whether a container's record is behind, or what should be done for it is done by nobody."""
     if container.state.status == "starting":
         return lock_is_free(container.directory)
+    if container.state.status == "restarting":
+        return not restart.is_waited_for(container)
+    if not container.state.live:
+        return False
     ended = monitor.read_exit_code(container.bundle) is not None
-    return ended or not monitor.is_watched(container.bundle, container.id)
+    return ended or not monitor.is_watched(container.bundle, container.id) or not is_accompanied(container)

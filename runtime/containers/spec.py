@@ -6,14 +6,16 @@ left out and said: each such thing is a warning for the user.
 
 from __future__ import annotations
 
+import dataclasses
 import resource
+import shutil
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.containers import cgroups, seccomp, ulimits
-from runtime.containers.container import Container
+from runtime.containers import cgroups, devices, seccomp, ulimits
+from runtime.containers.container import Container, Request
 from runtime.containers.mounts import Mount
 from runtime.containers.users import User
 from runtime.errors import RuntimeFailure
@@ -68,6 +70,10 @@ MASKED_PATHS = (
 )
 READONLY_PATHS = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
 
+#: Where --init's program is in the container: on a /dev of its own, so that nothing of the image changes.
+INIT = "/dev/init"
+_INIT_PROGRAMS = ("docker-init", "tini-static", "tini", "catatonit")
+
 _CPU_PERIOD = 100_000  # microseconds, the kernel's default
 _NOSUID = ["nosuid", "noexec", "nodev"]
 
@@ -85,51 +91,61 @@ def config(
     user: User,
     binds: Iterable[Bind],
     files: dict[str, Path],
+    namespaces: list[Json],
+    shm: Path | None,
     window: tuple[int, int] | None,
     warn: Warn,
 ) -> Json:
     """The whole configuration.
 
     `binds` are the bind mounts and volumes with their host paths; `files` the files that are mounted for
-    the network's sake, by their path in the container; `window` the terminal's (rows, columns). `warn` is
-    told what this machine cannot give.
+    the network's sake, by their path in the container; `namespaces` those of linux.namespaces; `shm` a
+    directory that takes the place of an own /dev/shm; `window` the terminal's (rows, columns). `warn` is told
+    what this machine cannot give.
 
-    Raises RuntimeFailure for a request that makes no sense: an unknown capability or limit.
+    Raises RuntimeFailure for a request that makes no sense: an unknown capability or limit, no such device.
     """
     request = container.request
-    capabilities = _capabilities(request.cap_add, request.cap_drop, warn)
+    capabilities = _of_request(request, warn)
     by_target = {bind.mount.target: _bind(bind) for bind in binds}
     for mount in container.mounts:
         if mount.kind == "tmpfs":
             by_target[mount.target] = _tmpfs(mount)
-    mounts = [mount for mount in _standard_mounts(request.shm_size) if mount["destination"] not in by_target]
-    mounts += [
-        {"destination": path, "type": "bind", "source": str(source), "options": ["rbind", "rprivate"]}
-        for path, source in files.items()
-        if path not in by_target
-    ]
+    standard = _standard_mounts(request, shm)
+    mounts = [mount for mount in standard if mount["destination"] not in by_target]
+    mounts += [_plain_bind(path, source) for path, source in files.items() if path not in by_target]
     mounts += [by_target[mount.target] for mount in container.mounts if mount.target in by_target]
 
+    if request.init:
+        mounts.append(_plain_bind(INIT, Path(init_program()), "ro"))
+
+    resources = _resources(container, warn)
     linux: Json = {
         "cgroupsPath": cgroups.path_of(container.id),
-        "namespaces": _namespaces(request.network),
-        "resources": _resources(container, warn),
-        "maskedPaths": list(MASKED_PATHS),
-        "readonlyPaths": list(READONLY_PATHS),
+        "namespaces": namespaces,
+        "resources": resources,
+        "sysctl": _sysctls(request, namespaces),
     }
-    if request.network == "none":
-        # Its own network: no port and no ping needs privilege there.
-        linux["sysctl"] = {
-            "net.ipv4.ip_unprivileged_port_start": "0",
-            "net.ipv4.ping_group_range": "0 2147483647",
-        }
-    profile = seccomp.profile(request.seccomp, capabilities)
+    if request.privileged:
+        linux["devices"] = devices.host_nodes()
+        resources["devices"] = [{"allow": True, "access": "rwm"}]
+    else:
+        linux["maskedPaths"] = list(MASKED_PATHS)
+        linux["readonlyPaths"] = list(READONLY_PATHS)
+        linux["devices"] = []
+    taken = {node["path"] for node in linux["devices"]}
+    for text in request.devices:
+        nodes, rules = devices.nodes(devices.parse(text))
+        linux["devices"] += [node for node in nodes if node["path"] not in taken]
+        resources["devices"] += rules
+    resources["devices"] += map(devices.rule, request.device_rules)
+    profile = seccomp.profile(request.seccomp or ("unconfined" if request.privileged else ""), capabilities)
     if profile is not None:
         linux["seccomp"] = profile
 
     return {
         "ociVersion": "1.0.2",
-        "hostname": hostname(container),
+        **({"hostname": hostname(container)} if _has(namespaces, "uts") else {}),
         "root": {"path": str(container.rootfs), "readonly": request.read_only},
         "process": process(container, user, capabilities, window, warn),
         "mounts": mounts,
@@ -150,7 +166,7 @@ def process(
     result: Json = {
         "terminal": request.tty,
         "user": {"uid": user.uid, "gid": user.gid, "additionalGids": list(user.additional_gids)},
-        "args": list(wanted.args),
+        "args": [INIT, "--", *wanted.args] if request.init else list(wanted.args),
         "env": environment(wanted.env, container, user, request.tty),
         "cwd": wanted.cwd,
         "capabilities": capability_sets(user, capabilities),
@@ -188,14 +204,23 @@ def hostname(container: Container) -> str:
     """The container's host name: as asked for, the host's in its network, else the short ID."""
     if container.request.hostname:
         return container.request.hostname
-    if container.request.network == "host":
+    if container.request.network == "host" or container.request.uts == "host":
         return Path("/proc/sys/kernel/hostname").read_text().strip()
     return container.id[:12]
 
 
-def container_capabilities(container: Container) -> list[str]:
-    """The capabilities of the container, without a word on those that are missing here."""
-    return _capabilities(container.request.cap_add, container.request.cap_drop, lambda _: None)
+def container_capabilities(container: Container, privileged: bool = False) -> list[str]:
+    """The capabilities of the container, or all that there are, without a word on those missing here."""
+    request = container.request
+    if privileged:
+        request = dataclasses.replace(request, privileged=True)
+    return _of_request(request, lambda _: None)
+
+
+def _of_request(request: Request, warn: Warn) -> list[str]:
+    if request.privileged:  # all that there are here
+        return _capabilities(("ALL",), (), lambda _: None)
+    return _capabilities(request.cap_add, request.cap_drop, warn)
 
 
 def _capabilities(add: Iterable[str], drop: Iterable[str], warn: Warn) -> list[str]:
@@ -246,13 +271,31 @@ def _rlimits(texts: Iterable[str], warn: Warn) -> list[Json]:
     return limits
 
 
-def _namespaces(network: str) -> list[Json]:
-    kinds = ["pid", "ipc", "uts", "mount"]
-    if network == "none":
-        kinds.append("network")
-    if cgroups.is_v2():
-        kinds.append("cgroup")
-    return [{"type": kind} for kind in kinds]
+def _has(namespaces: Iterable[Json], kind: str) -> bool:
+    """Whether the container has a namespace of this kind of its own."""
+    return any(namespace["type"] == kind and "path" not in namespace for namespace in namespaces)
+
+
+def _sysctls(request: Request, namespaces: Iterable[Json]) -> dict[str, str]:
+    sysctls = {}
+    if any(namespace["type"] == "network" for namespace in namespaces) and ":" not in request.network:
+        # Its own network: no port and no ping needs privilege there.
+        sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
+        sysctls["net.ipv4.ping_group_range"] = "0 2147483647"
+    if request.domainname:
+        sysctls["kernel.domainname"] = request.domainname
+    return sysctls | request.sysctls
+
+
+def init_program() -> str:
+    """The host's program for --init.
+
+    Raises RuntimeFailure when none is installed.
+    """
+    for name in _INIT_PROGRAMS:
+        if program := shutil.which(name, path="/usr/libexec/podman:/usr/bin:/bin:/usr/sbin:/sbin"):
+            return program
+    raise RuntimeFailure(f"--init needs one of {', '.join(_INIT_PROGRAMS)}, and none is installed", 125)
 
 
 def _resources(container: Container, warn: Warn) -> Json:
@@ -269,17 +312,31 @@ def _resources(container: Container, warn: Warn) -> Json:
         if cgroups.has_controller("memory"):
             resources["memory"] = {"limit": request.memory}
             if cgroups.can_limit_swap():
-                resources["memory"]["swap"] = 2 * request.memory
+                resources["memory"]["swap"] = request.memory_swap or 2 * request.memory
             else:
                 warn("the kernel does not account for swap: memory limited without swap")
         else:
             warn("no memory cgroup here: the memory limit is not applied")
-    if request.nano_cpus:
-        if cgroups.has_controller("cpu"):
-            quota = request.nano_cpus * _CPU_PERIOD // 10**9
-            resources["cpu"] = {"period": _CPU_PERIOD, "quota": quota}
+    if request.memory_reservation:
+        if cgroups.has_controller("memory"):
+            resources.setdefault("memory", {})["reservation"] = request.memory_reservation
         else:
-            warn("no cpu cgroup here: the limit on CPUs is not applied")
+            warn("no memory cgroup here: the memory reservation is not applied")
+    cpu: Json = {}
+    if request.nano_cpus:
+        cpu |= {"period": _CPU_PERIOD, "quota": request.nano_cpus * _CPU_PERIOD // 10**9}
+    if request.cpu_shares:
+        cpu["shares"] = request.cpu_shares
+    if cpu and not cgroups.has_controller("cpu"):
+        warn("no cpu cgroup here: the limit on CPUs is not applied")
+        cpu = {}
+    if request.cpuset_cpus or request.cpuset_mems:
+        if cgroups.has_controller("cpuset"):
+            cpu |= {"cpus": request.cpuset_cpus, "mems": request.cpuset_mems}
+        else:
+            warn("no cpuset cgroup here: the choice of CPUs is not applied")
+    if cpu:
+        resources["cpu"] = {key: value for key, value in cpu.items() if value}
     if request.pids_limit > 0:
         if cgroups.has_controller("pids"):
             resources["pids"] = {"limit": request.pids_limit}
@@ -288,9 +345,10 @@ def _resources(container: Container, warn: Warn) -> Json:
     return resources
 
 
-def _standard_mounts(shm_size: int) -> list[Json]:
+def _standard_mounts(request: Request, shm: Path | None) -> list[Json]:
     """The filesystems that every Linux container has (config-linux.md, "Default Filesystems")."""
-    return [
+    writable = "rw" if request.privileged else "ro"
+    mounts: list[Json] = [
         {"destination": "/proc", "type": "proc", "source": "proc", "options": _NOSUID},
         {
             "destination": "/dev",
@@ -304,16 +362,30 @@ def _standard_mounts(shm_size: int) -> list[Json]:
             "source": "devpts",
             "options": ["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
         },
-        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_NOSUID, "ro"]},
-        {"destination": "/sys/fs/cgroup", "type": "cgroup", "source": "cgroup", "options": [*_NOSUID, "ro"]},
-        {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": _NOSUID},
+        {"destination": "/sys", "type": "sysfs", "source": "sysfs", "options": [*_NOSUID, writable]},
         {
-            "destination": "/dev/shm",
-            "type": "tmpfs",
-            "source": "shm",
-            "options": [*_NOSUID, "mode=1777", f"size={shm_size}"],
+            "destination": "/sys/fs/cgroup",
+            "type": "cgroup",
+            "source": "cgroup",
+            "options": [*_NOSUID, writable],
         },
     ]
+    if request.ipc == "host" and Path("/dev/mqueue").is_dir():
+        mounts.append(_plain_bind("/dev/mqueue", Path("/dev/mqueue")))
+    elif request.ipc != "host":
+        mqueue = {"destination": "/dev/mqueue", "type": "mqueue", "source": "mqueue", "options": _NOSUID}
+        mounts.append(mqueue)
+    if shm is not None:
+        mounts.append(_plain_bind("/dev/shm", shm))
+    elif request.ipc != "none":
+        options = [*_NOSUID, "mode=1777", f"size={request.shm_size}"]
+        mounts.append({"destination": "/dev/shm", "type": "tmpfs", "source": "shm", "options": options})
+    return mounts
+
+
+def _plain_bind(target: str, source: Path, *more: str) -> Json:
+    options = ["rbind", "rprivate", *more]
+    return {"destination": target, "type": "bind", "source": str(source), "options": options}
 
 
 def _bind(bind: Bind) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,11 +62,11 @@ def _number(text: str) -> int | None:
     return int(text)
 
 
-def resolve(rootfs: Path, wanted: str) -> User:
+def resolve(rootfs: Path, wanted: str, additional: Sequence[str] = ()) -> User:
     """The user that `wanted` (USER, UID, USER:GROUP, …; "" is root) names in the tree `rootfs`.
 
     A number needs no entry; a name does. Without GROUP the supplementary groups are those that list the
-    user; with it there are none.
+    user; with it there are none. Those of `additional`, names or numbers, come on top.
 
     Raises RuntimeFailure when a name is in neither file.
     """
@@ -81,13 +82,19 @@ def resolve(rootfs: Path, wanted: str) -> User:
     if entry is None and uid is None:
         raise RuntimeFailure(f"unable to find user {name}: no matching entries in passwd file")
     found = entry or _Entry("", uid or 0, 0, "/")
+    more = [_group(groups, name) for name in additional]
 
     if not group:
-        members = tuple(gid for _, gid, names in groups if found.name and found.name in names)
-        return User(found.uid, found.gid, members, found.home or "/")
-    gid = next((number for title, number, _ in groups if title == group), None)
+        members = [gid for _, gid, names in groups if found.name and found.name in names]
+        return User(found.uid, found.gid, tuple(dict.fromkeys([*members, *more])), found.home or "/")
+    return User(found.uid, _group(groups, group), tuple(dict.fromkeys(more)), found.home or "/")
+
+
+def _group(groups: Sequence[tuple[str, int, list[str]]], wanted: str) -> int:
+    """The number of the group `wanted`, a name or a number."""
+    gid = next((number for title, number, _ in groups if title == wanted), None)
     if gid is None:
-        gid = _number(group)
+        gid = _number(wanted)
     if gid is None:
-        raise RuntimeFailure(f"unable to find group {group}: no matching entries in group file")
-    return User(found.uid, gid, (), found.home or "/")
+        raise RuntimeFailure(f"unable to find group {wanted}: no matching entries in group file")
+    return gid
