@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from urllib.request import parse_http_list, parse_keqv_list
+from urllib.request import parse_http_list
 
 import httpx
 
@@ -135,6 +135,8 @@ def refused(host: str, credentials: Credentials, said: str) -> Unauthorized:
 def _parse(text: str) -> _Challenge:
     """One WWW-Authenticate header (RFC 9110, 11.6.1) with one challenge in it."""
     scheme, _, rest = text.strip().partition(" ")
-    items = [item for item in parse_http_list(rest) if "=" in item]
-    parameters = {name.strip().lower(): value for name, value in parse_keqv_list(items).items()}
+    parameters = {}
+    for item in parse_http_list(rest):
+        name, _, value = item.partition("=")
+        parameters[name.strip().lower()] = value.strip().removeprefix('"').removesuffix('"')
     return _Challenge(scheme.lower(), parameters)

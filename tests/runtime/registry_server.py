@@ -124,6 +124,13 @@ class Registry:
             answer = connection.getresponse()
             return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
 
+    def manifest(self, repository: str, reference: str) -> bytes | None:
+        """A manifest that is there."""
+        accept = f"{OCI}.manifest.v1+json, {DOCKER}.distribution.manifest.v2+json"
+        status, _, body = self.ask("GET", f"/v2/{repository}/manifests/{reference}", Accept=accept)
+        assert status in (200, 404), body
+        return body if status == 200 else None
+
     # What is put there, by other means than ours
 
     def put_blob(self, repository: str, data: bytes, media_type: str) -> dict[str, Any]:
@@ -201,11 +208,11 @@ class Faults:
 class Proxy:
     """A server before `registry` that keeps what it was asked."""
 
-    def __init__(self, registry: Registry | None) -> None:
+    def __init__(self, registry: Registry) -> None:
         self.faults = Faults()
         self.asked: list[Asked] = []
         self.tokens: dict[str, int] = {}
-        self._registry = registry
+        self.registry = registry
         proxy = self
 
         class Handler(_Handler):
@@ -235,6 +242,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
+        self._drained = False
         faults = self.owner.faults
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.owner.asked.append(Asked(self.command, self.path, headers))
@@ -265,6 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
                 self.wfile.write(body)
 
     def _drain(self) -> bytes:
+        """The body, once."""
+        if self._drained:
+            return b""
+        self._drained = True
         if "chunked" in self.headers.get("Transfer-Encoding", ""):
             self.close_connection = True
             return b""
@@ -295,7 +307,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, headers: dict[str, str]) -> None:
         faults = self.owner.faults
-        assert self.owner._registry is not None
         if self.command in ("PUT", "PATCH") and faults.broken_uploads > 0 and "/blobs/uploads/" in self.path:
             faults.broken_uploads -= 1
             self.rfile.read(min(1000, int(headers.get("content-length", "0"))))
@@ -308,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
             sent.pop("range", None)
         if faults.bearer:
             sent.pop("authorization", None)
-        connection = http.client.HTTPConnection(self.owner._registry.host)
+        connection = http.client.HTTPConnection(self.owner.registry.host)
         with contextlib.closing(connection):
             connection.request(self.command, self.path, body or None, sent)
             answer = connection.getresponse()
