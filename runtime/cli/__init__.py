@@ -15,6 +15,8 @@ from runtime.root import Root, state_root
 #: command name → where it is, as module:function.
 COMMANDS = {
     "attach": "runtime.cli.containers:attach",
+    "build": "runtime.cli.build:build",
+    "builder": "runtime.cli.build:builder",
     "commit": "runtime.cli.layers:commit",
     "create": "runtime.cli.containers:create",
     "diff": "runtime.cli.containers:diff",

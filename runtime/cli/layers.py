@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import click
 
+from runtime.build.settings import changer
 from runtime.cli import pass_root
 from runtime.cli.images import open_store
 from runtime.cli.output import ago, listing, progress, size
@@ -27,11 +28,21 @@ from runtime.root import Root
 @click.argument("name", required=False, metavar="[REPOSITORY[:TAG]]")
 @click.option("-a", "--author", default="", metavar="NAME", help="Who made it.")
 @click.option("-m", "--message", default="", metavar="TEXT", help="What was changed, for the history.")
+@click.option("-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help="CMD, ENV, …")
 @click.option("-p", "--pause/--no-pause", default=True, help="Freeze the container meanwhile.")
 @pass_root
-def commit(root: Root, container: str, name: str | None, author: str, message: str, pause: bool) -> None:
+def commit(
+    root: Root,
+    container: str,
+    name: str | None,
+    author: str,
+    message: str,
+    changes: tuple[str, ...],
+    pause: bool,
+) -> None:
     """Make an image of what CONTAINER changed, and print its ID."""
-    wanted = committing.Commit(parse(name).tagged() if name else None, author, message, pause)
+    reference = parse(name).tagged() if name else None
+    wanted = committing.Commit(reference, author, message, pause, changer(changes))
     click.echo(committing.commit(root, open_store(root), container, wanted).id)
 
 
@@ -133,19 +144,21 @@ def export(root: Root, container: str, output: str | None) -> None:
 @click.argument("source", metavar="FILE|-")
 @click.argument("name", required=False, metavar="[REPOSITORY[:TAG]]")
 @click.option("-m", "--message", default="", metavar="TEXT", help="For the history.")
+@click.option("-c", "--change", "changes", multiple=True, metavar="INSTRUCTION", help="CMD, ENV, …")
 @pass_root
-def import_(root: Root, source: str, name: str | None, message: str) -> None:
+def import_(root: Root, source: str, name: str | None, message: str, changes: tuple[str, ...]) -> None:
     """Make an image of the root filesystem in a tar, and print its ID."""
     reference = parse(name).tagged() if name else None
+    change = changer(changes)
     store = open_store(root)
     with progress() as shown:
         if source == "-":
-            image = import_tar(store, sys.stdin.buffer, "-", reference, message, progress=shown)
+            image = import_tar(store, sys.stdin.buffer, "-", reference, message, change, shown)
         else:
             try:
                 file = open(source, "rb")  # noqa: SIM115 - closed below
             except OSError as error:
                 raise RuntimeFailure(f"cannot read {one_line(error)}") from error
             with file:
-                image = import_tar(store, file, source, reference, message, progress=shown)
+                image = import_tar(store, file, source, reference, message, change, shown)
     click.echo(image.id)

@@ -7,6 +7,7 @@ import os
 import posixpath
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 from runtime.containers import (
@@ -85,13 +86,17 @@ def create(root: Root, image: Image, request: Request, name: str = "") -> Contai
     return container
 
 
-def prepare_init_layer(container: Container) -> Path:
-    """The container's init layer, made now if it is not yet; the directory appears whole."""
+def prepare_init_layer(container: Container, points: Sequence[str] = ()) -> Path:
+    """The container's init layer, made now if it is not yet; the directory appears whole.
+
+    `points` are further mount points that shall not show as changes of the container: paths without a
+    leading slash, those of directories with one at the end.
+    """
     init = container.directory / "init"
     if not (container.directory / "init-done").exists():
         shutil.rmtree(init, ignore_errors=True)
         init.mkdir(mode=0o755)
-        make_init_layer(init, Layers(tuple(reversed(container.layers)) or (init,)))
+        make_init_layer(init, Layers(tuple(reversed(container.layers)) or (init,)), points)
         (container.directory / "init-done").touch()
     return init
 

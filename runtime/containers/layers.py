@@ -84,14 +84,16 @@ def is_opaque(directory: bytes) -> bool:
 _MOUNT_POINTS = ("dev/", "proc/", "sys/", "etc/hostname", "etc/hosts", "etc/resolv.conf")
 
 
-def make_init_layer(init: Path, layers: Layers) -> None:
+def make_init_layer(init: Path, layers: Layers, points: Sequence[str] = ()) -> None:
     """Put into the empty directory `init` the mount points that every container needs and the image lacks.
+
+    And those of `points`, in the same words.
 
     So the container's own layer holds nothing that the container did not do. Where the image has a
     symlink in the way, nothing is made: the OCI runtime resolves that one inside the rootfs.
     """
     made = [(layers.root, init)]
-    for point in _MOUNT_POINTS:
+    for point in (*_MOUNT_POINTS, *points):
         _make_point(init, layers, point, made)
     # Last and from the inside out: what is made in a directory changes its times.
     for found, directory in reversed(made):
@@ -121,7 +123,7 @@ def _make_point(init: Path, layers: Layers, point: str, made: list[tuple[Found, 
             if found is not None:
                 made.append((found, directory))
     if point.endswith("/"):
-        (path / name).mkdir(mode=0o755)
+        (path / name).mkdir(mode=0o755, exist_ok=True)
     else:
         (path / name).touch(mode=0o644)
 

@@ -284,7 +284,8 @@ class ImageStore:
         if layer is not None and self._layers.find(step.diff_ids) is None:
             below = self.layers_of(step.diff_ids[:-1])
             unpack_blob(layer.blob, below, layer.diff_id, staged, Silent(), self._limits or Limits())
-        sync_filesystem(work)
+        if layer is not None:
+            sync_filesystem(work)
         with locked(self._lock):
             self._layers.adopt(staged)
             if layer is not None:

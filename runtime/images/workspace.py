@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _PREFIX = "images-"
+_MNT_DETACH = 2
+_UMOUNT_NOFOLLOW = 8
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -60,9 +62,35 @@ def _remove_dead(tmp: Path) -> None:
         except BlockingIOError:
             continue
         else:
+            _unmount_beneath(directory)
             shutil.rmtree(directory, onerror=_on_error)
         finally:
             os.close(fd)
+
+
+def is_alive(directory: Path) -> bool:
+    """Whether the workspace `directory` is there and its process lives."""
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
+def _unmount_beneath(directory: Path) -> None:
+    """Unmount what a dead process left mounted in its workspace: it would be taken for files (proc(5))."""
+    beneath = os.fsencode(os.path.realpath(directory)) + b"/"
+    with open("/proc/self/mountinfo", "rb") as table:
+        targets = [line.split()[4].decode("unicode_escape").encode("latin-1") for line in table]
+    for target in reversed(targets):
+        if target.startswith(beneath):
+            _libc.umount2(target, _MNT_DETACH | _UMOUNT_NOFOLLOW)
 
 
 def _on_error(function: object, path: str, error: tuple[type[BaseException], BaseException, object]) -> None:

@@ -67,6 +67,17 @@ def test_commit_of_a_running_container(unionctl: Unionctl) -> None:
     assert "invalid reference" in unionctl.err("commit", "ct", "NOT_A_NAME!", code=1)
 
 
+def test_changes_of_the_config(unionctl: Unionctl) -> None:
+    unionctl("run", "--name", "ct", "busybox", "true")
+    unionctl("commit", "-c", "ENV A=1", "--change", 'CMD ["echo", "made"]', "-c", "EXPOSE 80", "ct", "made")
+    config = config_of(unionctl, "made")
+    assert config["ExposedPorts"] == {"80/tcp": {}}
+    assert unionctl.out("run", "--rm", "made") == "made"
+    assert "RUN is not a valid change" in unionctl.err("commit", "-c", "RUN x", "ct", "other", code=1)
+    assert "invalid containerPort" in unionctl.err("commit", "-c", "EXPOSE x", "ct", "other", code=1)
+    assert "other" not in unionctl.out("images")
+
+
 def test_an_archive_comes_back_the_same(unionctl: Unionctl, tmp_path: Path) -> None:
     unionctl("tag", "busybox", "other:2")
     before = unionctl.out("images", "--no-trunc", "--format", "{{.Repository}}:{{.Tag}} {{.ID}}")
