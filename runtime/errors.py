@@ -21,6 +21,10 @@ class NotFound(RuntimeFailure):
     """There is no container or image of that name."""
 
 
+class Unauthorized(RuntimeFailure):
+    """A registry does not let this user do that."""
+
+
 def one_line(error: Exception) -> str:
     """`error` for the user; one of the operating system is FILE: REASON, without its number."""
     if isinstance(error, OSError) and error.strerror:

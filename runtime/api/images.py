@@ -6,6 +6,7 @@ import fnmatch
 import json
 from collections.abc import Sequence
 
+from runtime.api import registry
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError, NotImplementedHere
 from runtime.api.event_log import of_image
@@ -198,8 +199,8 @@ async def load(daemon: Daemon, call: Call) -> Reply:
     )
 
 
-async def create(daemon: Daemon, call: Call) -> Reply:
+async def create(daemon: Daemon, call: Call) -> None:
     """POST /images/create: a pull, or an import."""
     if call.query.text("fromSrc"):
         raise NotImplementedHere("importing an image")
-    raise NotImplementedHere(f"pulling an image ({call.query.text('fromImage')})")
+    await registry.pull(daemon, call)

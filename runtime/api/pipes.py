@@ -55,6 +55,38 @@ async def produced(call: Call, write: Write, function: Callable[[BinaryIO], obje
                 await write(bytes(data))
 
 
+async def reported(
+    call: Call, function: Callable[[BinaryIO], object], failed: Callable[[Exception], bytes]
+) -> None:
+    """Answer with what `function` writes to the file it is called with, and with `failed` of what it raises.
+
+    Raises that only while nothing was written: then it can be the answer itself.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    failures: list[Exception] = []
+
+    def run() -> None:
+        with open(write_end, "wb", buffering=0) as file:
+            try:
+                function(file)
+            except Exception as error:
+                failures.append(error)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(patiently, run)
+        # Closed also when the client goes, which ends the function.
+        async with trio.lowlevel.FdStream(read_end) as stream:
+            if data := await stream.receive_some(_CHUNK):
+                async with call.streaming() as write:
+                    while data:
+                        await write(bytes(data))
+                        data = await stream.receive_some(_CHUNK)
+                    if failures:
+                        await write(failed(failures[0]))
+    if failures and not call.begun:
+        raise failures[0]
+
+
 @asynccontextmanager
 async def body_file(call: Call) -> AsyncIterator[BinaryIO]:
     """The body of a request as a file that a thread can read; it ends early when the client goes."""

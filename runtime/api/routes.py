@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from runtime.api import consoles, containers, execs, images, networks, system, volumes
+from runtime.api import consoles, containers, execs, images, networks, registry, system, volumes
 from runtime.api.router import Handler, Router
 
+# docker inspect asks for a container first, whatever the name is: one with slashes is no other path.
 _TABLE: list[tuple[str, str, Handler]] = [
     ("GET", "/_ping", system.ping),
     ("HEAD", "/_ping", system.ping),
     ("GET", "/version", system.version),
     ("GET", "/info", system.info),
-    ("POST", "/auth", system.auth),
+    ("POST", "/auth", registry.auth),
     ("GET", "/events", system.events),
     ("GET", "/system/df", system.disk_usage),
     ("GET", "/images/json", images.list_),
@@ -20,11 +21,13 @@ _TABLE: list[tuple[str, str, Handler]] = [
     ("GET", "/images/{name...}/json", images.inspect),
     ("GET", "/images/{name...}/history", images.history),
     ("POST", "/images/{name...}/tag", images.tag),
+    ("POST", "/images/{name...}/push", registry.push),
+    ("GET", "/distribution/{name...}/json", registry.distribution),
     ("DELETE", "/images/{name...}", images.remove),
     ("GET", "/containers/json", containers.list_),
     ("POST", "/containers/create", containers.create),
     ("POST", "/containers/prune", containers.prune),
-    ("GET", "/containers/{name}/json", containers.inspect),
+    ("GET", "/containers/{name...}/json", containers.inspect),
     ("POST", "/containers/{name}/start", containers.start),
     ("POST", "/containers/{name}/stop", containers.stop),
     ("POST", "/containers/{name}/restart", containers.restart),
@@ -42,11 +45,11 @@ _TABLE: list[tuple[str, str, Handler]] = [
     ("POST", "/exec/{name}/resize", execs.resize),
     ("GET", "/exec/{name}/json", execs.inspect),
     ("GET", "/networks", networks.list_),
-    ("GET", "/networks/{name}", networks.inspect),
+    ("GET", "/networks/{name...}", networks.inspect),
     ("GET", "/volumes", volumes.list_),
     ("POST", "/volumes/create", volumes.create),
     ("POST", "/volumes/prune", volumes.prune),
-    ("GET", "/volumes/{name}", volumes.inspect),
+    ("GET", "/volumes/{name...}", volumes.inspect),
     ("DELETE", "/volumes/{name}", volumes.remove),
 ]
 

@@ -1,4 +1,4 @@
-"""/_ping, /version, /info, /auth, /events, /system/df."""
+"""/_ping, /version, /info, /events, /system/df."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 from runtime.api import event_log
 from runtime.api.containers import summary
 from runtime.api.daemon import Daemon
-from runtime.api.errors import ApiError, NotImplementedHere
+from runtime.api.errors import ApiError
 from runtime.api.http import Call, Reply, Write
 from runtime.api.images import image_summary
 from runtime.api.pipes import work
@@ -137,11 +137,6 @@ def _distribution() -> str:
         return platform.freedesktop_os_release().get("PRETTY_NAME", "Linux")
     except OSError:
         return "Linux"
-
-
-async def auth(daemon: Daemon, call: Call) -> Reply:
-    """POST /auth: docker login asks the server whether a registry takes the credentials."""
-    raise NotImplementedHere("logging in to a registry")
 
 
 async def events(daemon: Daemon, call: Call) -> None:

@@ -11,12 +11,11 @@ import click
 from runtime.cli import pass_root
 from runtime.cli.images import open_store
 from runtime.cli.transfers import transfer
-from runtime.errors import NotFound, RuntimeFailure
+from runtime.errors import NotFound, RuntimeFailure, Unauthorized
 from runtime.images.platforms import parse_platform
 from runtime.images.reference import parse
 from runtime.registry.client import Client
 from runtime.registry.credentials import Credentials, CredentialStore
-from runtime.registry.failures import Unauthorized
 from runtime.registry.login import login as log_in
 from runtime.registry.login import server_name
 from runtime.registry.pull import pull as pull_image

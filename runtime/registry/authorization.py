@@ -13,10 +13,10 @@ from urllib.request import parse_http_list
 
 import httpx
 
-from runtime.errors import RuntimeFailure
+from runtime.errors import RuntimeFailure, Unauthorized
 from runtime.images.documents import Document, parse_json
 from runtime.registry.credentials import Credentials
-from runtime.registry.failures import Unauthorized, words
+from runtime.registry.failures import words
 
 CLIENT = "unionctl"
 

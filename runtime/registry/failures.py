@@ -18,10 +18,6 @@ _WORDS_MAX = 300
 _NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "RECORD_LAYER_FAILURE", "UNKNOWN_PROTOCOL")
 
 
-class Unauthorized(RuntimeFailure):
-    """The registry does not let this user do that."""
-
-
 class Broken(RuntimeFailure):
     """A connection that ended too soon, or an answer that says "later": worth another try."""
 

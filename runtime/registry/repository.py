@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import httpx
 
-from runtime.errors import NotFound, RuntimeFailure
+from runtime.errors import NotFound, RuntimeFailure, Unauthorized
 from runtime.images.documents import (
     DOCUMENT_MAX,
     INDEX_TYPES,
@@ -21,7 +21,7 @@ from runtime.images.documents import (
 from runtime.images.reference import is_digest
 from runtime.registry.arriving import Arriving
 from runtime.registry.endpoint import Content, Endpoint, read
-from runtime.registry.failures import Broken, Unauthorized, words
+from runtime.registry.failures import Broken, words
 
 _ACCEPT = ", ".join(MANIFEST_TYPES + INDEX_TYPES)
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"

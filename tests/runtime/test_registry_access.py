@@ -15,13 +15,12 @@ from image_builder import directory, file, tar
 from registry_server import PASSWORD, USER, Certificates, Proxy, Registry, certificates
 from unionctl_runner import Unionctl
 
-from runtime.errors import RuntimeFailure
+from runtime.errors import RuntimeFailure, Unauthorized
 from runtime.images.reference import parse
 from runtime.images.store import ImageStore
 from runtime.registry.client import Client
 from runtime.registry.credentials import ANONYMOUS, DEFAULT_KEY, Credentials, CredentialStore
 from runtime.registry.endpoint import Patience
-from runtime.registry.failures import Unauthorized
 from runtime.registry.login import server_name
 from runtime.registry.pull import pull
 from runtime.registry.report import Quiet
