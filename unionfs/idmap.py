@@ -43,13 +43,27 @@ class IdMap:
                 return stored + shown - first
         raise OSError(errno.EOVERFLOW, f"id {shown} is not mapped")
 
-
 @dataclass(frozen=True, slots=True)
 class IdMaps:
     """The maps of users and of groups."""
 
     uid: IdMap
     gid: IdMap
+
+    def caller_stored(self, uid: int, gid: int) -> tuple[int, int]:
+        """The owners that are stored for what this caller makes.
+
+        Whoever is in no range is nobody in here, but may make a file: an engine's root makes an /etc/mtab in
+        a container that is mapped to other ids.
+        """
+        return _or_overflow(self.uid, uid), _or_overflow(self.gid, gid)
+
+
+def _or_overflow(ids: IdMap, shown: int) -> int:
+    try:
+        return ids.stored(shown)
+    except OSError:
+        return OVERFLOW_ID
 
 
 #: Everybody is who they are.

@@ -145,7 +145,7 @@ class Operations(pyfuse3.Operations):
         return self._changes, self._copyup, self._upper
 
     def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
-        return Caller(self._ids.uid.stored(ctx.uid), self._ids.gid.stored(ctx.gid), ctx.umask)
+        return Caller(*self._ids.caller_stored(ctx.uid, ctx.gid), ctx.umask)
 
     # Names -----------------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ def write(path: Path) -> Path:
             "os": "linux",
             "created": "2020-01-01T00:00:00Z",
             "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+            "history": [{"created_by": name} for name in ("base", "files", "changes")],
             "rootfs": {
                 "type": "layers",
                 "diff_ids": [f"sha256:{hashlib.sha256(layer).hexdigest()}" for layer in layers],

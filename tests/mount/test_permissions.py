@@ -286,3 +286,6 @@ def test_uid_and_gid_maps(make_union):
     assert made(union.upper / "new")[1:] == (100_007, 100_008)
     assert made(union.upper / "f")[1:] == (100_009, 100_006)
     assert errno_of(os.chown, union.root / "new", 1000, -1) == "EOVERFLOW"
+    union.root.chmod(0o777)
+    run_as(1000, 1000, (union.root / "of nobody in here").touch)  # as an engine's root does
+    assert made(union.upper / "of nobody in here")[1:] == (65534, 65534)

@@ -221,7 +221,7 @@ cdef class FastPath:
     """Serves one union. Made once, for the life of the process."""
 
     cdef object operations, tree, changes, copyup, upper, backings, directories
-    cdef object uid_shown, uid_stored, gid_shown, gid_stored
+    cdef object ids, uid_shown, uid_stored, gid_shown, gid_stored
     cdef NodeTable table
     cdef dict nodes, files
     cdef bint plain_ids, static_nlink, killpriv
@@ -242,7 +242,7 @@ cdef class FastPath:
         self.upper = operations._upper
         self.files = operations._files
         self.directories = operations._directories
-        ids = operations._ids
+        ids = self.ids = operations._ids
         self.uid_shown, self.uid_stored = ids.uid.shown, ids.uid.stored
         self.gid_shown, self.gid_stored = ids.gid.shown, ids.gid.stored
         self.plain_ids = not (ids.uid.ranges or ids.gid.ranges) and ids.uid.squash is ids.gid.squash is None
@@ -493,7 +493,9 @@ cdef class FastPath:
         return DONE
 
     cdef object context(self, in_header *request, uint32_t umask):
-        return Caller(self.uid_stored(request.uid), self.gid_stored(request.gid), umask)
+        if self.plain_ids:
+            return Caller(request.uid, request.gid, umask)
+        return Caller(*self.ids.caller_stored(request.uid, request.gid), umask)
 
     cdef int make(self, in_header *request, char *body, size_t left) except -1:
         """MKDIR, MKNOD and SYMLINK, by pyfuse3's handlers' own ways."""
