@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import image
 import pytest
 import steps
-from docker import Docker
+from dockerd import Docker
 from machine import PATIENCE, left_mounted, let_pass, needs
 from support.union import wait_until
 
