@@ -21,7 +21,7 @@ from typing import Any
 
 from runtime.build import commands, run_mounts
 from runtime.build.contexts import Context
-from runtime.build.copies import Copies, plan_copy
+from runtime.build.copies import Copies, find_files, read_words
 from runtime.build.copying import Look, Target
 from runtime.build.dockerfile import DockerfileError, Instruction, parse, parse_one
 from runtime.build.request import PREDEFINED, BuildRequest, Report
@@ -43,7 +43,7 @@ from runtime.root import Root
 #: Of the way layers are made: another number, and nothing that was made before is taken.
 _VERSION = 1
 
-FindImage = Callable[[str, bool], Image]
+FindImage = Callable[[str], Image]
 
 
 def build(
@@ -52,11 +52,11 @@ def build(
     request: BuildRequest,
     open_context: Callable[[Path], Context],
     report: Report,
-    find_image: FindImage | None = None,
+    find_image: FindImage,
 ) -> Image:
     """Build an image and name it; `open_context` is given a directory for what it has to unpack.
 
-    `find_image` gets the images that stages begin with, by name, and whether a newer one is to be looked for.
+    `find_image` gets the images that stages begin with, by name; it may pull them.
 
     Raises DockerfileError at what the Dockerfile cannot say, and RuntimeFailure, with a command's exit
     code, when one fails. Nothing is left then but the steps before.
@@ -64,17 +64,9 @@ def build(
     commands.remove_dead(root)
     with ExitStack() as stack:
         work = stack.enter_context(store.working())
-        builder = _Builder(root, store, request, report, work, stack, find_image or _local(store))
+        stack.callback(store.steps.unpin, work.name)
+        builder = _Builder(root, store, request, report, work, stack, find_image)
         return builder.run(open_context(_new(work / "context")))
-
-
-def _local(store: ImageStore) -> FindImage:
-    def find(name: str, pull: bool) -> Image:
-        if pull:
-            raise RuntimeFailure(f"{name} cannot be pulled here")
-        return store.resolve(name)
-
-    return find
 
 
 class _Builder:
@@ -128,7 +120,8 @@ class _Builder:
                 raise instruction.error("--security=insecure is not given to builds", "insecure")
             commands.network_of(instruction, self._request.network)
             for text in instruction.all("mount"):
-                run_mounts.parse(instruction, text, Settings({}))
+                if "$" not in text:
+                    run_mounts.parse(instruction, text, Settings({"config": {"WorkingDir": "/any"}}))
 
     def _check_arguments(self, instructions: Sequence[Instruction]) -> None:
         declared = {
@@ -161,15 +154,14 @@ class _Builder:
         return from_image(image, self._store.manifest_of(image).layers)
 
     def _image(self, name: str, instruction: Instruction) -> Image:
-        """The image `name`, whose layers stay as long as the build's steps do."""
+        """The image `name`, whose layers stay as long as the build needs them."""
         if name not in self._images:
             try:
-                image = self._find_image(name, self._request.pull)
+                image = self._find_image(name)
             except NotFound as error:
                 raise instruction.error(f"{error}", name) from error
             blobs = self._store.manifest_of(image).layers
-            step = Step(timestamp(), image.config.diff_ids, blobs)
-            self._store.keep_step(_sum("FROM", image.config.diff_ids), step, None, self._work)
+            self._store.pin(Step(timestamp(), image.config.diff_ids, blobs), self._work)
             self._images[name] = image
         return self._images[name]
 
@@ -219,8 +211,8 @@ class _Builder:
 
         The state's layers are then those of the step.
         """
-        step = None if self._request.no_cache else self._store.steps.find(key)
-        if step is not None and self._is_whole(step):
+        step = None if self._request.no_cache else self._store.use_step(key, self._work)
+        if step is not None:
             if make is not None:
                 self._report.cached()
             state.diff_ids, state.blobs = step.diff_ids, step.blobs
@@ -233,19 +225,10 @@ class _Builder:
             (*state.diff_ids, *own_id),
             (*state.blobs, *own_blob),
         )
-        self._store.keep_step(key, step, layer, self._work)
+        step = self._store.keep_step(key, step, layer, self._work, self._request.no_cache)
         shutil.rmtree(place, ignore_errors=True)
         state.diff_ids, state.blobs = step.diff_ids, step.blobs
         return step
-
-    def _is_whole(self, step: Step) -> bool:
-        try:
-            self._store.layers_of(step.diff_ids)
-            for blob in step.blobs:
-                self._store.blob(blob.digest)
-        except RuntimeFailure:
-            return False
-        return True
 
     def _new_place(self) -> Path:
         self._places += 1
@@ -331,32 +314,34 @@ class _Builder:
             raise instruction.error("nothing can be copied from scratch", name)
         origin = self._origin(name, stage, instruction) if name else ()
 
-        def make_tree() -> Tree:
-            return self._tree(name, stage, instruction)
+        words = read_words(instruction, state.settings)
 
-        copies: Copies = plan_copy(
-            instruction,
-            state.settings,
-            make_tree,
-            from_context=not name,
-            place=self._new_place(),
-        )
+        def find() -> Copies:
+            return find_files(
+                words,
+                state.settings,
+                lambda: self._tree(name, stage, instruction),
+                from_context=not name,
+                place=self._new_place(),
+            )
 
         def make(place: Path) -> NewLayer:
+            found = copies or find()
             with self._mounted(state, place) as merged:
-                owner = _chown(instruction, merged, copies.chown) if copies.chown else None
+                owner = _chown(instruction, merged, words.chown) if words.chown else None
                 if owner is None and not name:
                     owner = (0, 0)
-                copies.copy(merged, Look(owner, copies.chmod), self._new_place())
+                found.copy(merged, Look(owner, words.chmod), self._new_place())
             return self._pack(place / "upper", place)
 
-        # Of what is taken from layers, the layers' names are as good as its content.
-        content = [origin, copies.words] if name else copies.digests()
-        flags = [copies.chown, copies.chmod, sorted(copies.exclude), copies.destination, copies.parents]
+        # Of what is taken from layers, the layers' names say as much as its content, and no one has to look.
+        copies = None if name and not instruction.heredocs else find()
+        content = copies.digests() if copies else [origin, words.sources]
+        flags = [words.chown, words.chmod, words.exclude, words.destination, words.parents]
         key = _sum(instruction.name, self._epoch, state.diff_ids, content, flags)
         step = self._looked_up(key, state, make)
         shown = f"--from={name} " if name else ""
-        state.history(step, f"{instruction.name} {shown}{' '.join(copies.words)} {copies.destination}", False)
+        state.history(step, f"{instruction.name} {shown}{' '.join(words.sources)} {words.destination}", False)
 
     def _run(self, stage: Stage, state: State, instruction: Instruction) -> None:
         settings = state.settings

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.build.copying import Look, Source, Target
-from runtime.build.dockerfile import Instruction
+from runtime.build.dockerfile import Heredoc, Instruction
 from runtime.build.fetching import (
     archive_stream,
     fetch,
@@ -27,16 +27,15 @@ from runtime.build.words import expand_unquoted
 from runtime.errors import RuntimeFailure
 
 _PIVOT = "/./"
+_NO_DIRECTORY = "with more than one source the destination must be a directory and end with a /"
 
 
 @dataclass(frozen=True)
-class Copies:
-    """A checked COPY or ADD."""
+class Words:
+    """What a COPY or ADD says; the `destination` ends with a slash if it is to be a directory."""
 
     instruction: Instruction
-    sources: tuple[Source, ...]
-    archives: frozenset[str]  # paths of sources that are unpacked
-    words: tuple[str, ...]
+    sources: tuple[str, ...]
     destination: str
     chown: str
     chmod: int | None
@@ -48,12 +47,21 @@ class Copies:
         """What of the sources is left out."""
         return Patterns(self.exclude, "--exclude") if self.exclude else NOTHING
 
+
+@dataclass(frozen=True)
+class Copies:
+    """The files of a COPY or ADD, all of them there."""
+
+    words: Words
+    sources: tuple[Source, ...]
+    archives: frozenset[str]  # paths of sources that are unpacked
+
     def digests(self) -> list[tuple[str, str, str]]:
         """The sums of all that is copied."""
         return [
             (source.path if source.below else posixpath.basename(source.path), source.below, digest)
             for source in self.sources
-            for digest in [source.tree.digest(source.path, self.patterns)]
+            for digest in [source.tree.digest(source.path, self.words.patterns)]
         ]
 
     def copy(self, root: Path, look: Look, place: Path) -> None:
@@ -67,11 +75,11 @@ class Copies:
                 if source.path in self.archives:
                     self._unpack(target, source, look, place / str(number))
                 else:
-                    target.copy([source], self.destination, look, self.patterns)
+                    target.copy([source], self.words.destination, look, self.words.patterns)
         except RuntimeFailure as error:
-            raise self.instruction.error(error.message) from error
+            raise self.words.instruction.error(error.message) from error
         except OSError as error:
-            raise self.instruction.error(f"{error.strerror}: {error.filename}") from error
+            raise self.words.instruction.error(f"{error.strerror}: {error.filename}") from error
         finally:
             target.close()
 
@@ -81,47 +89,50 @@ class Copies:
             assert stream is not None  # it was looked at when the copy was planned
             unpack_archive(stream, place, source.path)
         # Owners and modes are the archive's unless others are asked for.
-        owner = look.owner if self.chown else None
-        destination = self.destination.rstrip("/") + "/"
-        target.copy([Source(Tree(place), "")], destination, Look(owner, look.mode), self.patterns)
+        owner = look.owner if self.words.chown else None
+        destination = self.words.destination.rstrip("/") + "/"
+        target.copy([Source(Tree(place), "")], destination, Look(owner, look.mode), self.words.patterns)
 
 
-def plan_copy(
-    instruction: Instruction,
-    settings: Settings,
-    make_tree: Callable[[], Tree],
-    from_context: bool,
-    place: Path,
-) -> Copies:
-    """Find out what an instruction copies. `place` is a directory for here-documents and downloads.
-
-    Raises DockerfileError when a source is missing, or the words make no sense.
-    """
+def read_words(instruction: Instruction, settings: Settings) -> Words:
+    """Read what an instruction says; raises DockerfileError when it makes no sense."""
     words = [settings.expand(instruction, word) for word in listed_words(instruction)]
-    heredocs = {heredoc.word: heredoc for heredoc in instruction.heredocs}
-    raw = listed_words(instruction)
     if len(words) < 2:
         raise instruction.error("requires at least two arguments: SOURCE… DESTINATION", instruction.text)
     destination = _destination(settings, words[-1])
+    if len(words) > 2 and not destination.endswith("/"):
+        raise instruction.error(_NO_DIRECTORY, words[-1])
+    return Words(
+        instruction,
+        tuple(words[:-1]),
+        destination,
+        settings.expand(instruction, instruction.flag("chown")),
+        _mode(instruction, settings.expand(instruction, instruction.flag("chmod"))),
+        tuple(settings.expand(instruction, text) for text in instruction.all("exclude")),
+        instruction.switch("parents"),
+    )
+
+
+def find_files(
+    words: Words, settings: Settings, make_tree: Callable[[], Tree], from_context: bool, place: Path
+) -> Copies:
+    """Find what is copied. `place` is a directory for here-documents and downloads.
+
+    Raises DockerfileError when something is missing.
+    """
+    instruction = words.instruction
+    heredocs = {heredoc.word: heredoc for heredoc in instruction.heredocs}
     unpacks = instruction.name == "ADD" and instruction.flag("unpack", "true") == "true"
     sources: list[Source] = []
     archives: set[str] = set()
     tree: Tree | None = None
-    for number, (word, written) in enumerate(zip(words[:-1], raw[:-1], strict=True)):
+    for number, (word, written) in enumerate(zip(words.sources, listed_words(instruction), strict=False)):
         if written in heredocs:
-            heredoc = heredocs[written]
-            text = heredoc.text
-            if heredoc.expand:
-                text = expand_unquoted(text, settings.variables, instruction.escape)
-            file = place / str(number) / heredoc.name
-            file.parent.mkdir()
-            file.write_text(text, "utf-8", "surrogateescape")
-            file.chmod(0o644)
-            sources.append(Source(Tree(file.parent), heredoc.name))
+            sources.append(_written(heredocs[written], settings, instruction, place / str(number)))
         elif instruction.name == "ADD" and is_git(word):
             raise instruction.error(str(refuse_git(word)), word)
         elif instruction.name == "ADD" and is_url(word):
-            source = _download(instruction, word, destination, place / str(number))
+            source = _download(instruction, word, words.destination, place / str(number))
             sources.append(source)
             if instruction.flag("unpack") == "true" and _is_archive(source):
                 archives.add(source.path)
@@ -131,21 +142,24 @@ def plan_copy(
                 sources.append(source)
                 if unpacks and from_context and _is_archive(source):
                     archives.add(source.path)
-    if len(sources) > 1 and not destination.endswith("/"):
-        raise instruction.error(
-            "with more than one source the destination must be a directory and end with a /", words[-1]
-        )
-    return Copies(
-        instruction,
-        tuple(sources),
-        frozenset(archives),
-        tuple(words[:-1]),
-        destination,
-        settings.expand(instruction, instruction.flag("chown")),
-        _mode(instruction, settings.expand(instruction, instruction.flag("chmod"))),
-        tuple(settings.expand(instruction, text) for text in instruction.all("exclude")),
-        instruction.switch("parents"),
-    )
+    if len(sources) > 1 and not words.destination.endswith("/"):
+        raise instruction.error(_NO_DIRECTORY, words.sources[0])
+    return Copies(words, tuple(sources), frozenset(archives))
+
+
+def _written(heredoc: Heredoc, settings: Settings, instruction: Instruction, place: Path) -> Source:
+    """A here-document as a file of its name."""
+    text = heredoc.text
+    if heredoc.expand:
+        try:
+            text = expand_unquoted(text, settings.variables, instruction.escape)
+        except RuntimeFailure as error:
+            raise instruction.error(error.message, heredoc.word) from error
+    place.mkdir()
+    file = place / heredoc.name
+    file.write_text(text, "utf-8", "surrogateescape")
+    file.chmod(0o644)
+    return Source(Tree(place), heredoc.name)
 
 
 def _destination(settings: Settings, word: str) -> str:

@@ -69,7 +69,8 @@ def fetch(url: str, path: Path, checksum: str = "") -> None:
                 raise RuntimeFailure(f"cannot fetch {url}: it ended after {size} of {left} bytes")
             stamp = answer.headers.get("Last-Modified")
     except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", None) or error
+        is_answer = isinstance(error, urllib.error.HTTPError)
+        reason = error if is_answer else getattr(error, "reason", None) or error
         raise RuntimeFailure(f"cannot fetch {url}: {reason}") from error
     if checksum and checksum != f"sha256:{total.hexdigest()}":
         raise RuntimeFailure(f"{url} has the digest sha256:{total.hexdigest()}, not {checksum}")

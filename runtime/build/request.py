@@ -38,7 +38,6 @@ class BuildRequest:
     secrets: Mapping[str, Secret] = field(default_factory=dict)
     target: str = ""
     no_cache: bool = False
-    pull: bool = False
     network: str = "default"
     extra_hosts: tuple[str, ...] = ()
     ulimits: tuple[str, ...] = ()

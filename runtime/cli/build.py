@@ -20,9 +20,12 @@ from runtime.build.request import EPOCH, BuildRequest, key_values, parse_secret
 from runtime.cli import pass_root
 from runtime.cli.images import open_store
 from runtime.cli.output import size
+from runtime.cli.pulling import have_image
 from runtime.containers.mounts import size_in_bytes
 from runtime.errors import RuntimeFailure
+from runtime.images.platforms import host_platform
 from runtime.images.reference import parse
+from runtime.images.store import Image
 from runtime.root import Root
 
 _SHORT = 12
@@ -109,7 +112,11 @@ class RawJson(Console):
 @click.option("--build-arg", "build_args", multiple=True, metavar="K[=V]", help="Set an ARG.")
 @click.option("--target", default="", metavar="STAGE", help="Build that stage.")
 @click.option("--no-cache", is_flag=True, help="Do every step anew.")
-@click.option("--pull", is_flag=True, help="Look for newer images to begin with.")
+@click.option(
+    "--pull/--no-pull",
+    default=None,
+    help="Look for newer images to begin with; or not even for those that are missing.",
+)
 @click.option("--label", "labels", multiple=True, metavar="K[=V]", help="Set metadata.")
 @click.option("--secret", "secrets", multiple=True, metavar="id=ID,src=FILE", help="For RUN --mount.")
 @click.option("--network", default="default", metavar="default|none|host", help="That RUN is in.")
@@ -145,6 +152,12 @@ def build(root: Root, /, context: str, **options: Any) -> None:
     if options["progress"] == "rawjson" and not quiet:
         console = RawJson()
     store = open_store(root)
+    when = {None: "missing", True: "always", False: "never"}[options["pull"]]
+
+    def find_image(name: str) -> Image:
+        have_image(store, name, when, quiet=quiet)
+        return store.resolve(name)
+
     stdin = sys.stdin.buffer
     if "-" in (context, options["file"]) and stdin.isatty():
         raise click.UsageError("the build context comes from stdin, but stdin is a terminal")
@@ -156,6 +169,7 @@ def build(root: Root, /, context: str, **options: Any) -> None:
                 request,
                 lambda work: open_context(context, options["file"], stdin, work),
                 console,
+                find_image,
             )
         except RuntimeFailure:
             if quiet:
@@ -174,8 +188,6 @@ def _request(options: dict[str, Any]) -> BuildRequest:
     arguments = key_values(options["build_args"], "build argument")
     if EPOCH in os.environ:
         arguments.setdefault(EPOCH, os.environ[EPOCH])
-    from runtime.images.platforms import host_platform
-
     platform = options["platform"]
     host = host_platform()
     if platform and platform.split("/")[:2] != [host.os, host.architecture]:
@@ -188,7 +200,6 @@ def _request(options: dict[str, Any]) -> BuildRequest:
         secrets={secret.id: secret for secret in secrets},
         target=options["target"],
         no_cache=options["no_cache"],
-        pull=options["pull"],
         network=options["network"],
         extra_hosts=options["hosts"],
         ulimits=options["ulimits"],

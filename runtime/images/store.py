@@ -22,8 +22,8 @@ from runtime.images.layers import Layer, LayerStore, chain_id
 from runtime.images.layout import Layout, name_of, named, origin_of, with_name, without_needless
 from runtime.images.progress import Progress, Silent
 from runtime.images.reference import Reference, parse
-from runtime.images.steps import Step, Steps
-from runtime.images.workspace import locked, sync_filesystem, workspace
+from runtime.images.steps import Step, Steps, builder_of
+from runtime.images.workspace import is_alive, locked, sync_filesystem, workspace
 from runtime.root import Root
 
 if TYPE_CHECKING:
@@ -271,10 +271,43 @@ class ImageStore:
             self._sweep(work)
             yield work
 
-    def keep_step(self, key: str, step: Step, layer: NewLayer | None, work: Path) -> None:
+    def use_step(self, key: str, work: Path) -> Step | None:
+        """The step of that key, if all of it is there; it stays as long as the workspace `work` does."""
+        with locked(self._lock):
+            return self._whole_step(key, work)
+
+    def _whole_step(self, key: str, work: Path) -> Step | None:
+        step = self.steps.find(key)
+        if step is None:
+            return None
+        try:
+            self._check_whole(step)
+        except RuntimeFailure:
+            return None
+        self.steps.pin(work.name, step)
+        return step
+
+    def _check_whole(self, step: Step) -> None:
+        self.layers_of(step.diff_ids)
+        for blob in step.blobs:
+            self.blob(blob.digest)
+
+    def pin(self, step: Step, work: Path) -> None:
+        """Keep the layers that a step names as long as the workspace `work` is there.
+
+        Raises RuntimeFailure when one has been removed.
+        """
+        with locked(self._lock):
+            self._check_whole(step)
+            self.steps.pin(work.name, step)
+
+    def keep_step(
+        self, key: str, step: Step, layer: NewLayer | None, work: Path, replace_it: bool = False
+    ) -> Step:
         """Keep what a build's step made; `layer` is its own, the last of the step's, if it made one.
 
-        Raises RuntimeFailure when a layer that it stands on has been removed meanwhile.
+        Gives the step to go on with: another build's, if that was faster and `replace_it` is not asked for.
+        Raises RuntimeFailure when a layer that it stands on is missing.
         """
         from runtime.images.streams import Limits
         from runtime.images.unpack_blob import unpack_blob
@@ -287,12 +320,17 @@ class ImageStore:
         if layer is not None:
             sync_filesystem(work)
         with locked(self._lock):
+            known = None if replace_it else self._whole_step(key, work)
+            if known is not None:
+                return known
             self._layers.adopt(staged)
             if layer is not None:
                 self._layout.add_blob(layer.blob.path, layer.blob.digest)
                 self._layout.sync_blobs()
-            self.layers_of(step.diff_ids)
+            self._check_whole(step)
             self.steps.write(key, step)
+            self.steps.pin(work.name, step)
+            return step
 
     def _prepare(self, image: SourceImage, intake: Intake, progress: Progress) -> None:
         from runtime.images.unpack_blob import unpack_blob, verify
@@ -425,6 +463,10 @@ class ImageStore:
             blobs.update((manifest.config.digest, *(layer.digest for layer in manifest.layers)))
         layers = {layer.path: layer for image in images for layer in image.layers}
         for key, step in list(self.steps.all()):
+            build = builder_of(key)
+            if build is not None and not is_alive(self._root.tmp / build):
+                self.steps.forget(key)
+                continue
             try:
                 layers |= {layer.path: layer for layer in self.layers_of(step.diff_ids)}
             except RuntimeFailure:  # no one can go on from it any more
