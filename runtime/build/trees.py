@@ -98,11 +98,18 @@ class Tree:
             os.close(fd)
 
     def _counts(self, path: str) -> bool:
+        """Whether there is such a file, and it is not ignored, or something in it was taken back."""
         try:
-            os.close(self._open(path, os.O_PATH))
+            fd = self._open(path, os.O_PATH)
         except OSError:
             return False
-        return not path or not self.ignored.match(path) or self.ignored.take_back
+        try:
+            is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
+        finally:
+            os.close(fd)
+        if not path or not self.ignored.match(path):
+            return True
+        return is_directory and self.ignored.take_back and any(entry.path for entry in self.walk(path))
 
     def _open(self, path: str, flags: int) -> int:
         fd = os.open(self.root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)

