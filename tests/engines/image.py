@@ -15,6 +15,9 @@ BUSYBOX = Path("/bin/busybox")
 
 MTIME = 1_600_000_000
 
+#: CAP_NET_BIND_SERVICE, as capabilities(7) has it in an xattr.
+CAPABILITY = "\1\0\0\2" + "\0\4\0\0" + "\0" * 12
+
 
 def write(path: Path) -> Path:
     """Write the image as a docker archive, and return its place."""
@@ -91,6 +94,7 @@ def _files() -> bytes:
     layer.add("data/two", tarfile.LNKTYPE, linkname="data/one", uid=1000, gid=1000)
     layer.add("data/setuid", data=b"#!/bin/sh\n", mode=0o4755)
     layer.add("data/attributes", data=b"x", pax_headers={"SCHILY.xattr.user.colour": "blue"})
+    layer.add("data/capable", mode=0o755, pax_headers={"SCHILY.xattr.security.capability": CAPABILITY})
     layer.add("data/link", tarfile.SYMTYPE, linkname="one", uid=1000)
     layer.add("data/fifo", tarfile.FIFOTYPE, mode=0o600)
     layer.add("data/big", data=bytes(range(256)) * 4096)

@@ -58,12 +58,16 @@ class Registry:
         wait_until(lambda: _listens(port), "the registry answers", PATIENCE)
 
     def pull(self, name: str) -> dict[str, File]:
-        """skopeo's copy of an image, as files."""
+        """What an image holds."""
+        return contents(self.layers(name))
+
+    def layers(self, name: str) -> list[Path]:
+        """skopeo's copies of an image's layers, the lowest first."""
         place = self.place / name.replace(":", "-")
         source = f"docker://{self.address}/{name}"
         run("skopeo", "copy", "--insecure-policy", "--src-tls-verify=false", source, f"dir:{place}")
         manifest = json.loads((place / "manifest.json").read_text())
-        return contents(place / layer["digest"].removeprefix("sha256:") for layer in manifest["layers"])
+        return [place / layer["digest"].removeprefix("sha256:") for layer in manifest["layers"]]
 
     def close(self) -> None:
         """End it."""

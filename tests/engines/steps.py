@@ -14,9 +14,9 @@ rm -r /kept /bin/vi
 echo more >>/data/one
 chown 7:8 /data/attributes; chmod 600 /data/big
 mv /opaque/new /moved; rm -r /opaque; mkdir /opaque; echo again >/opaque/again
-mkfifo /data/pipe; ln -s one /data/symlink; mv /data/link /moved-link; cp -r /var /var-copy
+mkfifo /data/pipe; ln -s one /data/symlink; mv /data/link /data/capable /root; cp -r /var /var-copy
 truncate -s 1M /sparse
-touch -h -d '2001-02-03 04:05:06' /data/changed /replaced /moved-link
+touch -h -d '2001-02-03 04:05:06' /data/changed /replaced /root/link
 """
 
 #: A file that SCRIPT leaves, and what is in it.
@@ -40,6 +40,7 @@ SEEN = """/local 5:6 644
 /moved 0:0 4755
 /data:
 attributes
+capable
 changed
 fifo
 link

@@ -105,7 +105,7 @@ def test_volumes_and_tmpfs(docker):
     options = ("-v", "volume:/data", "--tmpfs", "/scratch")
     docker.sh(image.NAME, "echo v >/data/v; rm /data/big; echo x >/scratch/x", *options)
     seen = docker.sh(image.NAME, "cat /data/v; ls /scratch; ls /data; stat -c %h /data/one", *options)
-    assert seen.split() == "v attributes changed fifo link one setuid two v 2".split()
+    assert seen.split() == "v attributes capable changed fifo link one setuid two v 2".split()
     docker("volume", "rm", "volume")
 
 

@@ -97,7 +97,7 @@ def test_volumes(podman):
     seen = podman.sh(
         image.NAME, "cat /data/v; ls /data; stat -c %h /data/one", "-v", "volume:/data", "--tmpfs", "/t"
     )
-    assert seen.split() == "v attributes changed fifo link one setuid two v 2".split()
+    assert seen.split() == "v attributes capable changed fifo link one setuid two v 2".split()
     podman("volume", "rm", "volume")
 
 
