@@ -6,7 +6,7 @@ import fnmatch
 import json
 from collections.abc import Sequence
 
-from runtime.api import registry
+from runtime.api import layers, registry
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError, NotImplementedHere
 from runtime.api.event_log import of_image
@@ -199,8 +199,9 @@ async def load(daemon: Daemon, call: Call) -> Reply:
     )
 
 
-async def create(daemon: Daemon, call: Call) -> None:
+async def create(daemon: Daemon, call: Call) -> Reply | None:
     """POST /images/create: a pull, or an import."""
     if call.query.text("fromSrc"):
-        raise NotImplementedHere("importing an image")
+        return await layers.import_(daemon, call)
     await registry.pull(daemon, call)
+    return None

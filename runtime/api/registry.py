@@ -55,7 +55,7 @@ async def push(daemon: Daemon, call: Call) -> None:
         names = sorted((one for one in known if one.repository == name.repository), key=str) or names
     client = _client(call)
 
-    def run(report: _Stream) -> None:
+    def run(report: Stream) -> None:
         for one in names:
             done = push_image(daemon.store, one, client, report)
             report.tell({"aux": {"Tag": one.tag, "Digest": done.digest, "Size": done.size}})
@@ -114,7 +114,7 @@ def _credentials(said: Fields) -> Credentials:
     return Credentials(username, password, said.text("identitytoken"), said.text("registrytoken"))
 
 
-async def _transfer(call: Call, function: Callable[[_Stream], object]) -> bool:
+async def _transfer(call: Call, function: Callable[[Stream], object]) -> bool:
     """Answer with what `function` reports; gives whether it came to its end.
 
     Raises what it raises, unless its report had begun.
@@ -122,23 +122,27 @@ async def _transfer(call: Call, function: Callable[[_Stream], object]) -> bool:
     done = []
 
     def run(file: BinaryIO) -> None:
-        function(_Stream(file))
+        function(Stream(file))
         done.append(True)
 
-    await reported(call, run, _failed)
+    await reported(call, run, failed)
     return bool(done)
 
 
-def _failed(error: Exception) -> bytes:
+def failed(error: Exception) -> bytes:
+    """The last object of a stream, when it is a failure; a command's exit code goes with it."""
     message = one_line(error) or type(error).__name__
-    return _line({"errorDetail": {"message": message}, "error": message})
+    detail: Json = {"message": message}
+    if isinstance(error, RuntimeFailure) and error.exit_code:
+        detail["code"] = error.exit_code
+    return _line({"errorDetail": detail, "error": message})
 
 
 def _line(value: Json) -> bytes:
     return json.dumps(value).encode() + b"\r\n"
 
 
-class _Stream(Report):
+class Stream(Report):
     """A Report that is docker's stream of JSON."""
 
     def __init__(self, file: BinaryIO) -> None:

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from runtime.api import consoles, containers, execs, images, networks, registry, system, volumes
+from runtime.api import (
+    build,
+    consoles,
+    containers,
+    execs,
+    images,
+    layers,
+    networks,
+    registry,
+    system,
+    volumes,
+)
 from runtime.api.router import Handler, Router
 
 # docker inspect asks for a container first, whatever the name is: one with slashes is no other path.
@@ -14,12 +25,17 @@ _TABLE: list[tuple[str, str, Handler]] = [
     ("POST", "/auth", registry.auth),
     ("GET", "/events", system.events),
     ("GET", "/system/df", system.disk_usage),
+    ("POST", "/build", build.build),
+    ("POST", "/build/prune", build.prune),
+    ("POST", "/commit", layers.commit),
     ("GET", "/images/json", images.list_),
+    ("GET", "/images/get", layers.save),
     ("POST", "/images/create", images.create),
     ("POST", "/images/load", images.load),
     ("POST", "/images/prune", images.prune),
     ("GET", "/images/{name...}/json", images.inspect),
     ("GET", "/images/{name...}/history", images.history),
+    ("GET", "/images/{name...}/get", layers.save),
     ("POST", "/images/{name...}/tag", images.tag),
     ("POST", "/images/{name...}/push", registry.push),
     ("GET", "/distribution/{name...}/json", registry.distribution),
@@ -35,6 +51,7 @@ _TABLE: list[tuple[str, str, Handler]] = [
     ("POST", "/containers/{name}/pause", containers.pause),
     ("POST", "/containers/{name}/unpause", containers.unpause),
     ("GET", "/containers/{name}/changes", containers.changes),
+    ("GET", "/containers/{name}/export", layers.export),
     ("DELETE", "/containers/{name}", containers.remove),
     ("POST", "/containers/{name}/attach", consoles.attach),
     ("GET", "/containers/{name}/logs", consoles.get_logs),

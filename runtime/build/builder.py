@@ -370,7 +370,7 @@ class _Builder:
                 )
                 prepared = preparer.prepare(instruction, mounts)
                 env = [f"{name}={value}" for name, value in {**hidden, **arguments}.items()]
-                where = commands.Place(self._root, self._work, self._request, self._report.output)
+                where = commands.Place(self._root, self._work, self._request, self._report)
                 self._command(
                     instruction,
                     command,

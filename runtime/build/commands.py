@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import select
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.build.dockerfile import Instruction
-from runtime.build.request import BuildRequest
+from runtime.build.request import BuildRequest, Report
 from runtime.build.run_mounts import Prepared
 from runtime.build.settings import Settings, command_words
 from runtime.containers import create as creating
@@ -26,7 +27,7 @@ LABEL = "unionfs.build"
 _SCRIPTS = "/dev/pipes"
 _NETWORKS = {"default": "host", "none": "none", "host": "host"}
 
-Output = Callable[[int, bytes], None]
+_CHECK_MS = 1000
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Place:
     root: Root
     workspace: Path
     request: BuildRequest
-    output: Output
+    report: Report
 
     def run(
         self,
@@ -152,12 +153,16 @@ class Place:
 
     def _listen(self, connection: socket.socket) -> None:
         """Pass on what the command writes, until it ends."""
-        connection.setblocking(True)
+        poll = select.poll()
+        poll.register(connection, select.POLLIN)
         while True:
+            if not poll.poll(_CHECK_MS):
+                self.report.check()
+                continue
             try:
                 message = connection.recv(FROM_CONTAINER)
             except ConnectionResetError:
                 return
             if not message:
                 return
-            self.output(2 if message[0] == STDERR else 1, message[1:])
+            self.report.output(2 if message[0] == STDERR else 1, message[1:])

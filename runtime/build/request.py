@@ -83,6 +83,10 @@ class Report(Protocol):
         """Something the user should know that is no failure."""
         ...
 
+    def check(self) -> None:
+        """Called now and then while a command runs; raises when nobody wants the image any more."""
+        ...
+
 
 def parse_secret(text: str) -> Secret:
     """Read `id=ID[,src=FILE][,env=NAME][,type=file|env]`; without a source it is the variable or the file ID.

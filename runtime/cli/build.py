@@ -64,6 +64,9 @@ class Console:
         """docker's words for it."""
         click.echo(f"[Warning] {text}", err=True)
 
+    def check(self) -> None:
+        """Whoever does not want it any more presses Ctrl-C."""
+
     def failed(self) -> None:
         """Show what the command that failed has written, if that was not shown."""
         sys.stderr.buffer.write(b"".join(self._kept))
