@@ -27,7 +27,7 @@ from unionfs.layer import Layer
 from unionfs.operations import FOREVER, Operations
 from unionfs.options import Options
 from unionfs.passthrough import Backings, Policy
-from unionfs.session import Capability, agreed, hooked, negotiate, pyfuse3, session_fd
+from unionfs.session import Capability, agreed, hooked, negotiate, pyfuse3, session_fd, sleep_in_hooks
 from unionfs.session.fastpath import FastPath
 from unionfs.stack import StackError, open_stack
 from unionfs.tree import Tree
@@ -295,6 +295,7 @@ async def _main(mountpoint: str, ready: Callable[[], None]) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_unmount_at_signal, mountpoint)
         ready()
+        sleep_in_hooks()
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 

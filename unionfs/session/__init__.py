@@ -22,7 +22,17 @@ import pyfuse3  # noqa: E402  isort: skip
 
 _hooks.bind(os.fsencode(pyfuse3.__file__))
 
-__all__ = ["NO_NAME", "Capability", "agreed", "answered", "hooked", "negotiate", "pyfuse3", "session_fd"]
+__all__ = [
+    "NO_NAME",
+    "Capability",
+    "agreed",
+    "answered",
+    "hooked",
+    "negotiate",
+    "pyfuse3",
+    "session_fd",
+    "sleep_in_hooks",
+]
 
 #: The name in a CREATE request that stands for O_TMPFILE: a file without one.
 NO_NAME = b"/"
@@ -42,3 +52,13 @@ agreed = _hooks.agreed
 hooked = _hooks.hooked
 answered = _hooks.answered
 session_fd = _hooks.session_fd
+
+
+def sleep_in_hooks() -> None:
+    """Let the hooks wait for requests themselves while trio has nothing to do. For a task of trio.run."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[eventpoll]":
+                _hooks.wake_by(int(name))
+        except FileNotFoundError:
+            pass  # that of the listing itself

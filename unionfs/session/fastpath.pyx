@@ -371,17 +371,25 @@ cdef class FastPath:
         return WAITING
 
     async def _later(self, raw, waiting):
+        if await self._served_after(waiting, raw) != WAITING:
+            _hooks.done()
+
+    async def _served_after(self, waiting, raw):
+        """Returns WAITING when it has to wait once more."""
         cdef bytes request = raw
         cdef char *buffer = request
+        cdef int result
         try:
             await waiting
         except BaseException as error:
             self.fail(<in_header *>buffer, error)
             if not isinstance(error, Exception):
                 raise
-            return
-        if self.serve(self.fd, buffer, len(request)) == LEFT:
+            return DONE
+        result = self.serve(self.fd, buffer, len(request))
+        if result == LEFT:
             self.refuse(<in_header *>buffer, errnos.EIO)
+        return result
 
     cdef object writable(self):
         if self.changes is None:

@@ -19,6 +19,8 @@
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -36,10 +38,14 @@ struct custom_io {
 };
 
 enum {
+	OP_FORGET = 2,
 	OP_INIT = 26,
 	OP_CREATE = 35,
 	OP_FALLOCATE = 43,
 	OP_LSEEK = 46,
+	OP_INTERRUPT = 36,
+	OP_DESTROY = 38,
+	OP_BATCH_FORGET = 42,
 	OP_COPY_FILE_RANGE = 47,
 	OP_TMPFILE = 51,
 };
@@ -101,7 +107,16 @@ struct init_out {
 #define VAIN_AT_MOST 4
 #define TRY_AGAIN_EVERY 32
 
+/* Then it sleeps for so long at most: going back to trio's loop costs ten times as much as a wake-up here. */
+#define SLEEP_MS 5
+
 static int hooked, session_fd = -1;
+
+/* Becomes readable when trio has something to do: its epoll descriptor, -1 while that is not known. */
+static int loop_fd = -1;
+
+/* Requests that trio works on: while there are any, the hook does not sleep. */
+static int in_flight;
 static unsigned long long answered;
 
 /* Answers a request: 0 leaves it to libfuse, 2 says that other tasks have work. Set by the fast path. */
@@ -232,10 +247,31 @@ static ssize_t poll_for_next(int fd, void *buffer, size_t size)
 			in_vain = 0;
 			return got;
 		}
+		sched_yield(); /* to a client that waits for this very processor */
 	} while (clock_ns() < end);
 	in_vain++;
 	errno = EAGAIN;
 	return -1;
+}
+
+/* Sleep until there is a request, or trio has something to do. Returns as read(2) does. */
+static ssize_t sleep_for_next(int fd, void *buffer, size_t size)
+{
+	struct pollfd sources[2] = {{.fd = fd, .events = POLLIN}, {.fd = loop_fd, .events = POLLIN}};
+
+	Py_BEGIN_ALLOW_THREADS
+	poll(sources, 2, SLEEP_MS);
+	Py_END_ALLOW_THREADS
+	if (sources[0].revents)
+		return read(fd, buffer, size);
+	errno = EAGAIN;
+	return -1;
+}
+
+static int is_answered(const struct in_header *in)
+{
+	return in->opcode != OP_FORGET && in->opcode != OP_BATCH_FORGET && in->opcode != OP_INTERRUPT &&
+	       in->opcode != OP_DESTROY;
 }
 
 static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
@@ -249,6 +285,8 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 
 		if (got < 0 && errno == EAGAIN && served && server)
 			got = poll_for_next(fd, buffer, size);
+		if (got < 0 && errno == EAGAIN && served && server && loop_fd >= 0 && !in_flight)
+			got = sleep_for_next(fd, buffer, size);
 		if (got < 0) {
 			/* pyfuse3 goes back to waiting on EINTR, and raises on anything else. */
 			if (errno == EAGAIN)
@@ -259,6 +297,8 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 			return -1;
 		}
 		result = serve(fd, buffer, (size_t)got);
+		if (result != 1 && is_answered(buffer))
+			in_flight++;
 		if (!result)
 			return got;
 		if (result == 2 || ++served >= IN_A_ROW) {
@@ -275,6 +315,8 @@ static ssize_t writev_hook(int fd, struct iovec *parts, int count, void *userdat
 	uint64_t also;
 
 	(void)userdata;
+	if (out->unique && in_flight > 0) /* not a notification */
+		in_flight--;
 	if (!negotiation.pending || count != 2 || out->unique != negotiation.unique ||
 	    parts[1].iov_len < sizeof reply)
 		return writev(fd, parts, count);
@@ -363,6 +405,25 @@ static PyObject *py_session_fd(PyObject *self, PyObject *unused)
 	return PyLong_FromLong(session_fd);
 }
 
+static PyObject *py_wake_by(PyObject *self, PyObject *descriptor)
+{
+	long fd = PyLong_AsLong(descriptor);
+
+	(void)self;
+	if (PyErr_Occurred())
+		return NULL;
+	loop_fd = (int)fd;
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_done(PyObject *self, PyObject *unused)
+{
+	(void)self, (void)unused;
+	if (in_flight > 0)
+		in_flight--;
+	Py_RETURN_NONE;
+}
+
 static PyObject *py_answered(PyObject *self, PyObject *unused)
 {
 	(void)self, (void)unused;
@@ -395,6 +456,8 @@ static PyObject *py_agreed(PyObject *self, PyObject *unused)
 
 static PyMethodDef methods[] = {
 	{"serve_by", py_serve_by, METH_O, "Let the fast path answer, given as a capsule \"unionfs.server\"."},
+	{"wake_by", py_wake_by, METH_O, "Sleep in the hooks, unless a descriptor is readable by which trio wakes."},
+	{"done", py_done, METH_NOARGS, "A request that the fast path had left waiting is answered."},
 	{"negotiate", py_negotiate, METH_O, "FUSE_* bits to agree on at INIT beyond libfuse's, where offered."},
 	{"agreed", py_agreed, METH_NOARGS, "The FUSE_* bits that were agreed on; 0 before INIT was answered."},
 	{"bind", py_bind, METH_O, "Find libfuse among the libraries of pyfuse3's extension, given its path."},
