@@ -27,7 +27,7 @@ from unionfs.layer import Layer
 from unionfs.operations import FOREVER, Operations
 from unionfs.options import Options
 from unionfs.passthrough import Backings, Policy
-from unionfs.session import Capability, agreed, hooked, negotiate, pyfuse3, session_fd, sleep_in_hooks
+from unionfs.session import Capability, hooked, negotiate, pyfuse3, sleep_in_hooks
 from unionfs.session.fastpath import FastPath
 from unionfs.stack import StackError, open_stack
 from unionfs.tree import Tree
@@ -215,10 +215,7 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
         negotiate(_wanted(options))
     _mount(mount, operations)
     if options.fastpath and hooked():
-        fast = FastPath(operations, backings, killpriv=bool(agreed() & Capability.HANDLE_KILLPRIV_V2))
-        fast.install()
-        if agreed() & Capability.PASSTHROUGH:
-            backings.session_fd = session_fd()
+        FastPath(operations, backings).install()
     try:
         trio.run(_main, mount.mountpoint, ready)
     finally:

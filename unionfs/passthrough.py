@@ -65,14 +65,14 @@ class Backings:
         then it is not asked again.
         """
         try:
-            number = fcntl.ioctl(self.session_fd, _BACKING_OPEN, struct.pack("iIQ", fd, 0, 0))
+            number = fcntl.ioctl(self.session_fd, _BACKING_OPEN, bytearray(struct.pack("iIQ", fd, 0, 0)))
         except OSError as error:
             if isinstance(error, PermissionError):
                 log.info("no passthrough: %s", error.strerror)
                 self.session_fd = -1
             return None
         self.opened += 1
-        return Backing(number if isinstance(number, int) else 0)
+        return Backing(number)
 
     def close(self, backing: Backing) -> None:
         """The last file that used it was closed."""

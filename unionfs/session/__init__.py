@@ -30,7 +30,6 @@ __all__ = [
     "hooked",
     "negotiate",
     "pyfuse3",
-    "session_fd",
     "sleep_in_hooks",
 ]
 
@@ -51,7 +50,6 @@ negotiate = _hooks.negotiate
 agreed = _hooks.agreed
 hooked = _hooks.hooked
 answered = _hooks.answered
-session_fd = _hooks.session_fd
 
 
 def sleep_in_hooks() -> None:

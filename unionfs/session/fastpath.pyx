@@ -188,7 +188,11 @@ cdef enum:
     FOPEN_PASSTHROUGH = 128
     UNKNOWN_INO = 0xffffffff  # as libfuse says it
 
+    HANDLE_KILLPRIV_V2 = 1 << 28
+
     REPLY_SIZE = 1 << 20
+
+cdef uint64_t PASSTHROUGH = <uint64_t>1 << 37
 
 #: What a handler says: leave the request to libfuse; it is answered; answered or to be, and trio has work.
 cdef enum:
@@ -224,15 +228,16 @@ cdef class FastPath:
     cdef object ids, uid_shown, uid_stored, gid_shown, gid_stored
     cdef NodeTable table
     cdef dict nodes, files
-    cdef bint plain_ids, static_nlink, killpriv
+    cdef bint plain_ids, static_nlink, begun
+    #: Whether setuid is ours to clear.
+    cdef bint killpriv
     cdef uint64_t valid
     cdef uint32_t valid_nsec
     cdef uint64_t counts[64]
     cdef int fd
     cdef set tasks
 
-    def __init__(self, operations, backings, *, killpriv):
-        """`killpriv`: setuid is ours to clear (FUSE_HANDLE_KILLPRIV_V2 was agreed on)."""
+    def __init__(self, operations, backings):
         self.operations = operations
         self.tree = operations._tree
         self.table = self.tree.nodes
@@ -247,7 +252,7 @@ cdef class FastPath:
         self.gid_shown, self.gid_stored = ids.gid.shown, ids.gid.stored
         self.plain_ids = not (ids.uid.ranges or ids.gid.ranges) and ids.uid.squash is ids.gid.squash is None
         self.static_nlink = operations._static_nlink
-        self.killpriv = killpriv
+        self.begun = False
         self.backings = backings
         self.valid = int(operations._timeout)
         self.valid_nsec = int((operations._timeout - self.valid) * 1e9)
@@ -404,13 +409,23 @@ cdef class FastPath:
 
     # Serving ---------------------------------------------------------------------------------------
 
+    cdef int begin(self, int fd) except -1:
+        """With the first request: what INIT has agreed on is known now."""
+        cdef uint64_t agreed = _hooks.agreed()
+        self.begun = True
+        self.fd = fd
+        self.killpriv = agreed & HANDLE_KILLPRIV_V2 != 0
+        if agreed & PASSTHROUGH:
+            self.backings.session_fd = fd
+
     cdef int serve(self, int fd, char *buffer, size_t size) except -1:
         cdef in_header *request = <in_header *>buffer
         cdef int result
         if size < sizeof(in_header) or request.len != size or request.opcode >= 64:
             return LEFT
-        self.fd = fd
         try:
+            if not self.begun:
+                self.begin(fd)
             result = self.dispatch(request, buffer + sizeof(in_header), size - sizeof(in_header))
         except BaseException as error:
             result = self.fail(request, error)

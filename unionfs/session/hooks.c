@@ -110,7 +110,7 @@ struct init_out {
 /* Then it sleeps for so long at most: going back to trio's loop costs ten times as much as a wake-up here. */
 #define SLEEP_MS 5
 
-static int hooked, session_fd = -1;
+static int hooked;
 
 /* Becomes readable when trio has something to do: its epoll descriptor, -1 while that is not known. */
 static int loop_fd = -1;
@@ -368,7 +368,6 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
 	/* A blocking read would not come back from the hook's loop. */
 	if (flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0)
 		hooked = install(session, fd);
-	session_fd = fd;
 	return result;
 }
 
@@ -397,12 +396,6 @@ static PyObject *py_hooked(PyObject *self, PyObject *unused)
 {
 	(void)self, (void)unused;
 	return PyBool_FromLong(hooked);
-}
-
-static PyObject *py_session_fd(PyObject *self, PyObject *unused)
-{
-	(void)self, (void)unused;
-	return PyLong_FromLong(session_fd);
 }
 
 static PyObject *py_wake_by(PyObject *self, PyObject *descriptor)
@@ -462,7 +455,6 @@ static PyMethodDef methods[] = {
 	{"agreed", py_agreed, METH_NOARGS, "The FUSE_* bits that were agreed on; 0 before INIT was answered."},
 	{"bind", py_bind, METH_O, "Find libfuse among the libraries of pyfuse3's extension, given its path."},
 	{"hooked", py_hooked, METH_NOARGS, "Whether the session's input passes through the hooks."},
-	{"session_fd", py_session_fd, METH_NOARGS, "The descriptor of the session, -1 before there is one."},
 	{"answered", py_answered, METH_NOARGS, "How many requests were answered without Python."},
 	{NULL, NULL, 0, NULL},
 };
