@@ -24,7 +24,7 @@ from runtime.images.platforms import parse_platform
 from runtime.images.reference import is_digest, parse
 from runtime.registry.client import Client
 from runtime.registry.credentials import Credentials
-from runtime.registry.describe import describe
+from runtime.registry.describe import describe, tags
 from runtime.registry.login import login, server_name
 from runtime.registry.pull import pull as pull_image
 from runtime.registry.push import push as push_image
@@ -35,13 +35,19 @@ _OFTEN = 0.1
 
 
 async def pull(daemon: Daemon, call: Call) -> None:
-    """POST /images/create?fromImage=…&tag=…&platform=…"""
+    """POST /images/create?fromImage=…&tag=…&platform=…; without a tag every tag of the repository."""
     image, tag = call.query.text("fromImage"), call.query.text("tag")
     name = parse(f"{image}{'@' if is_digest(tag) else ':'}{tag}" if tag else image)
+    every = not tag and not name.digest and ":" not in image.rpartition("/")[2]
     platform = call.query.text("platform")
     wanted = parse_platform(platform) if platform else None
     client = _client(call)
-    if await _transfer(call, lambda report: pull_image(daemon.store, name, client, report, wanted)):
+
+    def run(report: _Stream) -> None:
+        for one in tags(name, client) if every else [name]:
+            pull_image(daemon.store, one, client, report, wanted)
+
+    if await _transfer(call, run):
         daemon.events.add(of_image("pull", name.familiar, name.repository))
 
 

@@ -13,9 +13,10 @@ from runtime.cli.images import open_store
 from runtime.cli.transfers import transfer
 from runtime.errors import NotFound, RuntimeFailure, Unauthorized
 from runtime.images.platforms import parse_platform
-from runtime.images.reference import parse
+from runtime.images.reference import Reference, parse
 from runtime.registry.client import Client
 from runtime.registry.credentials import Credentials, CredentialStore
+from runtime.registry.describe import tags
 from runtime.registry.login import login as log_in
 from runtime.registry.login import server_name
 from runtime.registry.pull import pull as pull_image
@@ -41,10 +42,13 @@ def client(tls_verify: bool | None) -> Client:
 @click.command()
 @click.argument("image")
 @click.option("-q", "--quiet", is_flag=True, help="Only the image's full name, at the end.")
+@click.option("-a", "--all-tags", is_flag=True, help="Every tag that the repository has.")
 @click.option("--platform", metavar="OS/ARCH[/VARIANT]", help="Of an image for several platforms this one.")
 @_tls_verify
 @pass_root
-def pull(root: Root, image: str, quiet: bool, platform: str | None, tls_verify: bool | None) -> None:
+def pull(
+    root: Root, image: str, quiet: bool, all_tags: bool, platform: str | None, tls_verify: bool | None
+) -> None:
     """Pull IMAGE from its registry.
 
     \b
@@ -52,13 +56,16 @@ def pull(root: Root, image: str, quiet: bool, platform: str | None, tls_verify: 
     unionctl pull registry.example:5000/app:1.2
     unionctl pull --platform linux/arm64 app@sha256:…
     """
-    name = parse(image)
     wanted = parse_platform(platform) if platform else None
-    if not quiet and name.tag and not image.endswith(f":{name.tag}") and not name.digest:
-        click.echo(f"Using default tag: {name.tag}")
-    with transfer(quiet) as report:
-        pull_image(open_store(root), name, client(tls_verify), report, wanted)
-    click.echo(str(name))
+    registries = client(tls_verify)
+    if all_tags:
+        names = tags(_without_tag(image), registries)
+    else:
+        names = [_with_tag(image, quiet)]
+    for name in names:
+        with transfer(quiet) as report:
+            pull_image(open_store(root), name, registries, report, wanted)
+        click.echo(str(name))
 
 
 @click.command()
@@ -74,23 +81,40 @@ def push(root: Root, image: str, quiet: bool, all_tags: bool, tls_verify: bool |
     unionctl tag app registry.example:5000/app:1.2
     unionctl push registry.example:5000/app:1.2
     """
-    name = parse(image)
     store = open_store(root)
-    names = [name]
     if all_tags:
-        if image.rpartition("/")[2].count(":") or name.digest:
-            raise click.UsageError("a tag can't be used with --all-tags")
-        known = {tag for image in store.images() for tag in image.names if tag.tag}
-        names = sorted((tag for tag in known if tag.repository == name.repository), key=str)
+        repository = _without_tag(image).repository
+        known = {name for known in store.images() for name in known.names if name.tag}
+        names = sorted((name for name in known if name.repository == repository), key=str)
         if not names:
-            raise NotFound(f"An image does not exist locally with the name: {name.repository}")
-    elif not quiet and name.tag and not image.endswith(f":{name.tag}"):
+            raise NotFound(f"An image does not exist locally with the name: {repository}")
+    else:
+        names = [_with_tag(image, quiet)]
+    for name in names:
+        with transfer(quiet) as report:
+            push_image(store, name, client(tls_verify), report)
+        if quiet:
+            click.echo(str(name))
+
+
+def _with_tag(image: str, quiet: bool) -> Reference:
+    """The name that a user typed; says which tag it has when it was typed without."""
+    name = parse(image)
+    if not quiet and not name.digest and not _has_tag(image):
         click.echo(f"Using default tag: {name.tag}")
-    with transfer(quiet) as report:
-        for one in names:
-            push_image(store, one, client(tls_verify), report)
-    if quiet:
-        click.echo(str(name))
+    return name
+
+
+def _without_tag(image: str) -> Reference:
+    """The name of a repository; raises UsageError when it has a tag or digest."""
+    name = parse(image)
+    if name.digest or _has_tag(image):
+        raise click.UsageError("a tag can't be used with --all-tags")
+    return name
+
+
+def _has_tag(image: str) -> bool:
+    return ":" in image.rpartition("/")[2]
 
 
 @click.command()

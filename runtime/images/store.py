@@ -89,7 +89,10 @@ class Intake:
     _layers: LayerStore
 
     def blob(self, descriptor: Descriptor) -> Blob | None:
-        """A blob that the store has, linked into `staging`: so it stays, whoever removes it there."""
+        """A blob that the store has, linked into `staging`: so it stays, whoever removes it there.
+
+        Raises RuntimeFailure when it does not have the size that the descriptor says.
+        """
         from runtime.images.archive import Blob
 
         path = self.staging / descriptor.digest.removeprefix("sha256:")
@@ -99,7 +102,10 @@ class Intake:
             return None
         except FileExistsError:
             pass
-        return Blob(path, descriptor.digest, path.stat().st_size)
+        size = path.stat().st_size
+        if size != descriptor.size:
+            raise RuntimeFailure(f"blob {descriptor.digest[:19]} has {size} bytes, not {descriptor.size}")
+        return Blob(path, descriptor.digest, size)
 
     def layer(self, diff_ids: Sequence[str]) -> Layer | None:
         """The unpacked layer of the last of `diff_ids`, when the store or `layers` has it."""

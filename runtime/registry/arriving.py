@@ -6,6 +6,7 @@ The file is the buffer, so whoever reads may be slow without holding the connect
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import threading
 from pathlib import Path
@@ -27,12 +28,16 @@ class Arriving:
         self.descriptor = descriptor
         self.size = 0  # what is there
         self.path = path
-        self._file = path.open("xb", buffering=0)
+        self._file: io.FileIO | None = None
         self._sum = hashlib.sha256()
         self._disk = DiskGuard(path.parent, f"blob {descriptor.digest[:19]}", limits)
         self._changed = threading.Condition()
         self._blob: Blob | None = None
         self._given_up = False
+
+    def open(self) -> None:
+        """Make the file; an image may have more layers than a process may have files open at once."""
+        self._file = io.FileIO(self.path, "xb")
 
     @property
     def where(self) -> str:
@@ -50,6 +55,7 @@ class Arriving:
             raise RuntimeFailure(
                 f"{self.where} has more than the {self.descriptor.size} bytes that it should"
             )
+        assert self._file is not None
         self._disk.take(len(data))
         self._sum.update(data)
         view = memoryview(data)
@@ -69,15 +75,19 @@ class Arriving:
         with self._changed:
             self._blob = Blob(self.path, digest, self.size)
             self._changed.notify_all()
-        self._file.close()
+        self._close()
         return self._blob
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def give_up(self) -> None:
         """Let no reader wait any more: they get GivenUp, also when they could read on."""
         with self._changed:
             self._given_up = True
             self._changed.notify_all()
-        self._file.close()
+        self._close()
 
     def wait_beyond(self, position: int) -> int:
         """Wait for bytes behind `position`, or the end; gives how many there are."""

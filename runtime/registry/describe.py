@@ -1,4 +1,4 @@
-"""What a registry has by a name, without pulling it."""
+"""What a registry has in a repository, or by a name, without pulling it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from runtime.images.documents import Descriptor, ImageConfig, Manifest, images_in, parse_index
 from runtime.images.platforms import Platform
-from runtime.images.reference import Reference
+from runtime.images.reference import Reference, parse
 from runtime.registry.client import Client, run
 
 
@@ -17,6 +17,16 @@ class Described:
 
     descriptor: Descriptor
     platforms: tuple[Platform, ...]
+
+
+def tags(name: Reference, client: Client) -> list[Reference]:
+    """The tags that the registry has in the repository of `name`; raises what a pull raises."""
+
+    async def ask() -> list[str]:
+        async with AsyncExitStack() as stack:
+            return await (await client.repository(stack, name)).tags()
+
+    return [parse(f"{name.domain}/{name.path}:{tag}") for tag in sorted(set(run(ask)))]
 
 
 def describe(name: Reference, client: Client) -> Described:

@@ -202,6 +202,7 @@ class _Pull:
         unpacking: trio.CapacityLimiter,
     ) -> None:
         for layer in waiting:
+            layer.arriving.open()
             if layer.unpack:
                 unpackers.start_soon(self._unpack, layer, intake, unpacking)
             try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import httpx
@@ -24,6 +25,7 @@ from runtime.registry.endpoint import Content, Endpoint, read
 from runtime.registry.failures import Broken, words
 
 _ACCEPT = ", ".join(MANIFEST_TYPES + INDEX_TYPES)
+_PAGES_MAX = 1000
 _SCHEMA_1 = "application/vnd.docker.distribution.manifest.v1+"
 _RANGE = re.compile(r"bytes (\d{1,18})-\d{1,18}/(?:\d{1,18}|\*)")
 
@@ -80,6 +82,24 @@ class Repository:
                 f"{where} has {len(data)} bytes of {found.descriptor.media_type}, "
                 f"but its index says {expected.size} of {expected.media_type}"
             )
+        return found
+
+    async def tags(self) -> list[str]:
+        """All tags of the repository, some at a time ("Listing Tags")."""
+        found: list[str] = []
+        path = self._url("tags/list")
+        for _ in range(_PAGES_MAX):
+            response, data = await self.endpoint.request("GET", path, self._scopes, limit=DOCUMENT_MAX)
+            if response.status_code == 404:
+                raise NotFound(f"{self.name} not found: {words(response, data)}")
+            if response.status_code != 200:
+                raise RuntimeFailure(f"cannot list the tags of {self.name}: {words(response, data)}")
+            where = f"the tags of {self.name}"
+            found += Document(parse_json(data, where), where).strings("tags") or ()
+            following = response.links.get("next")
+            if following is None:
+                break
+            path = str(response.url.join(following.get("url", "")))
         return found
 
     async def document(self, descriptor: Descriptor) -> bytes:
@@ -164,7 +184,8 @@ class Repository:
         except Unauthorized:  # to read the other one
             return False
         if response.status_code == 202:  # an upload was begun in its place
-            await self.endpoint.request("DELETE", self._location(response), self._scopes)
+            with suppress(RuntimeFailure):
+                await self.endpoint.request("DELETE", self._location(response), self._scopes)
         return response.status_code == 201
 
     async def upload(self, digest: str, size: int, content: Content) -> None:

@@ -60,6 +60,10 @@ def test_docker_pulls_and_pushes(served: Served, registry: Registry) -> None:
     assert f"2: digest: {pulled} size: " in out and out.count(": Mounted from box") == 4
     assert digest(registry.manifest("other", "2") or b"") == pulled
     served.docker("rmi", name, f"{registry.host}/other:2")
+    registry.put_image("other", "3", busybox_layers()[:1])
+    served.docker("pull", "-q", "-a", f"{registry.host}/other")
+    assert served.docker("images", "-q", f"{registry.host}/other").stdout.count(b"\n") == 2
+    served.docker("rmi", f"{registry.host}/other:2", f"{registry.host}/other:3")
     assert served.out("pull", "-q", f"{registry.host}/other@{pulled}").endswith(f"@{pulled}")
 
 

@@ -305,6 +305,17 @@ def test_a_mirror_that_lies_is_passed_over(puller: Puller, proxy: Proxy, registr
 # Lies
 
 
+def test_a_manifest_that_lies_about_a_blob_that_is_here(
+    puller: Puller, proxy: Proxy, registry: Registry
+) -> None:
+    registry.put_image("app", "1", [TOP], "")
+    puller(f"{proxy.host}/app:1")
+    wrong = json.dumps(manifest(layers=[LAYER | {"size": LAYER["size"] + 1}])).encode()
+    proxy.faults.answers["/manifests/lie"] = (200, JSON, wrong)
+    with pytest.raises(RuntimeFailure, match=f"has {LAYER['size']} bytes, not {LAYER['size'] + 1}"):
+        puller(f"{proxy.host}/app:lie")
+
+
 def test_a_blob_with_another_byte_is_refused(puller: Puller, proxy: Proxy, registry: Registry) -> None:
     registry.put_image("app", "1", LAYERS, "")
     proxy.faults.corrupt = True
@@ -509,6 +520,22 @@ def test_pull_speaks_as_docker_does(bare: Unionctl, registry: Registry) -> None:
     assert bare.err("pull", f"{registry.host}/gone:1", code=1).startswith(
         f"unionctl: manifest {registry.host}/gone:1 not found: "
     )
+
+
+def test_every_tag(bare: Unionctl, proxy: Proxy, registry: Registry) -> None:
+    for tag in ("1", "2", "3"):
+        registry.put_image("tags", tag, [TOP])
+    names = [f"{proxy.host}/tags:{tag}" for tag in ("1", "2", "3")]
+    assert bare.out("pull", "-q", "-a", f"{proxy.host}/tags").splitlines() == names
+    # A registry may give them page by page.
+    link = {"Link": '</v2/tags/tags/list?last=1>; rel="next"'}
+    proxy.faults.answers["last=1"] = (200, {}, b'{"tags":["2"]}')
+    proxy.faults.answers["/tags/list"] = (200, link, b'{"tags":["1"]}')
+    assert bare.out("pull", "-q", "-a", f"{proxy.host}/tags").splitlines() == names[:2]
+    for tags, reason in ((b'{"tags":3}', "not a list"), (b'{"tags":["a b"]}', "invalid reference")):
+        proxy.faults.answers["/tags/list"] = (200, {}, tags)
+        assert reason in bare.err("pull", "-a", f"{proxy.host}/tags", code=1)
+    assert "can't be used" in bare.err("pull", "-a", f"{proxy.host}/tags:1", code=1)
 
 
 def test_bars_on_a_terminal(bare: Unionctl, registry: Registry) -> None:
