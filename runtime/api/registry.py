@@ -43,7 +43,7 @@ async def pull(daemon: Daemon, call: Call) -> None:
     wanted = parse_platform(platform) if platform else None
     client = _client(call)
 
-    def run(report: _Stream) -> None:
+    def run(report: Stream) -> None:
         for one in tags(name, client) if every else [name]:
             pull_image(daemon.store, one, client, report, wanted)
 
