@@ -9,7 +9,6 @@ import trio
 
 from runtime.api.daemon import Daemon, Expected
 from runtime.api.errors import ApiError
-from runtime.api.event_log import of_container
 from runtime.api.hijack import Wanted, frame, join, wanted_streams
 from runtime.api.http import Call, Hijacked, Reply
 from runtime.api.pipes import produced, work
@@ -19,6 +18,7 @@ from runtime.containers.attach import Attachment
 from runtime.containers.container import Container, load
 from runtime.containers.logs import Entry
 from runtime.containers.settle import UNKNOWN_EXIT, needs_mending, settle_by_path
+from runtime.containers.telling import of_container
 
 _POLL = 0.02, 0.25  # seconds: the first and the longest
 

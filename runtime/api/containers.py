@@ -5,14 +5,14 @@ from __future__ import annotations
 from datetime import datetime
 from pathlib import Path
 
+from runtime import prune as pruning
 from runtime.api.answers import container_details
 from runtime.api.creation import to_request
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError
-from runtime.api.event_log import of_container
 from runtime.api.http import NO_CONTENT, Call, Reply
 from runtime.api.pipes import patiently, work
-from runtime.api.values import Json, has_labels
+from runtime.api.values import Json
 from runtime.cli.rows import status
 from runtime.containers import create as creating
 from runtime.containers import diff as differing
@@ -163,7 +163,6 @@ async def stop(daemon: Daemon, call: Call) -> Reply:
     seconds = call.query.number("t")
     signal = call.query.text("signal")
     await patiently(lambda: lifecycle.stop(daemon.root, subject.id, seconds, signal))
-    daemon.events.add(of_container(subject, "stop"))
     return NO_CONTENT
 
 
@@ -175,7 +174,6 @@ async def restart(daemon: Daemon, call: Call) -> Reply:
         await patiently(
             lambda: lifecycle.restart(daemon.root, subject.id, seconds, signal, on_created=on_created)
         )
-    daemon.events.add(of_container(subject, "restart"))
     return NO_CONTENT
 
 
@@ -183,9 +181,7 @@ async def kill(daemon: Daemon, call: Call) -> Reply:
     """POST /containers/NAME/kill?signal=…"""
     signal = call.query.text("signal") or "SIGKILL"
     subject = await work(lambda: lifecycle.inspect(daemon.root, call.name))
-    number = creating.signal_number(signal)
     await work(lambda: lifecycle.kill(daemon.root, subject.id, signal))
-    daemon.events.add(of_container(subject, "kill", signal=str(number)))
     return NO_CONTENT
 
 
@@ -212,25 +208,9 @@ async def remove(daemon: Daemon, call: Call) -> Reply:
 
 async def prune(daemon: Daemon, call: Call) -> Reply:
     """POST /containers/prune: those that do not run."""
-    wanted = call.query.filters(("label", "label!"))
-
-    def removed() -> Json:
-        names, reclaimed = [], 0
-        for container in settle_all(daemon.root):
-            if container.state.active or not has_labels(container.labels, wanted.get("label", [])):
-                continue
-            if any(has_labels(container.labels, [text]) for text in wanted.get("label!", [])):
-                continue
-            size = volumes.disk_usage(container.upper)
-            try:
-                lifecycle.remove(daemon.root, container.id)
-            except RuntimeFailure:  # started meanwhile
-                continue
-            names.append(container.id)
-            reclaimed += size
-        return {"ContainersDeleted": names or None, "SpaceReclaimed": reclaimed}
-
-    return Reply(await work(removed))
+    wanted = call.query.filters(("label", "label!", "until"))
+    pruned = await work(lambda: pruning.containers(daemon.root, wanted))
+    return Reply({"ContainersDeleted": pruned.names or None, "SpaceReclaimed": pruned.reclaimed})
 
 
 async def changes(daemon: Daemon, call: Call) -> Reply:

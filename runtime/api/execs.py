@@ -10,7 +10,6 @@ import trio
 from runtime.api.consoles import window
 from runtime.api.daemon import Daemon, ExecRecord
 from runtime.api.errors import ApiError
-from runtime.api.event_log import of_container
 from runtime.api.hijack import Wanted, detach_keys, frame, join
 from runtime.api.http import Call, Reply
 from runtime.api.pipes import patiently, work
@@ -18,6 +17,7 @@ from runtime.containers import attach as attaching
 from runtime.containers import execs, lifecycle
 from runtime.containers.attach import Attachment
 from runtime.containers.execs import Exec, ExecRequest
+from runtime.containers.telling import of_container
 from runtime.errors import RuntimeFailure
 
 _KEPT = 1000  # ended ones, whose exit code may still be asked for

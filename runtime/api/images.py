@@ -6,16 +6,15 @@ import fnmatch
 import json
 from collections.abc import Sequence
 
+from runtime import prune as pruning
 from runtime.api import layers, registry
 from runtime.api.daemon import Daemon
-from runtime.api.errors import ApiError, NotImplementedHere
+from runtime.api.errors import ApiError
 from runtime.api.event_log import of_image
 from runtime.api.http import Call, Reply
 from runtime.api.pipes import body_file, patiently, work
 from runtime.api.values import Filters, Json, has_labels, truth
 from runtime.containers import present
-from runtime.containers.container import images_in_use
-from runtime.errors import RuntimeFailure
 from runtime.images.history import history as history_of
 from runtime.images.store import Image
 
@@ -156,30 +155,14 @@ def _told(daemon: Daemon, image: Image, lines: list[str]) -> list[Json]:
 async def prune(daemon: Daemon, call: Call) -> Reply:
     """POST /images/prune: images without a name, or with dangling=false all, that no container uses."""
     filters = call.query.filters(("dangling", "label", "label!", "until"))
-    if "until" in filters:
-        raise NotImplementedHere("the filter 'until' of POST /images/prune")
-    only_dangling = truth(filters, "dangling") is not False
-    images = await work(daemon.store.images)
-    used = await work(lambda: images_in_use(daemon.root))
+    everything = truth(filters, "dangling") is False
     deleted: list[Json] = []
-    reclaimed = 0
-    for image in images:
-        labels = dict(image.config.labels)
-        if image.id in used or (only_dangling and image.names):
-            continue
-        if not has_labels(labels, filters.get("label", [])):
-            continue
-        if any(has_labels(labels, [text]) for text in filters.get("label!", [])):
-            continue
-        names = [name.familiar for name in image.names] or [image.id]
-        try:
-            for name in names:
-                lines = await work(lambda name=name: daemon.store.remove(name))  # type: ignore[misc]
-                deleted += _told(daemon, image, lines)
-        except RuntimeFailure:  # a container has it since
-            continue
-        reclaimed += image.size
-    return Reply({"ImagesDeleted": deleted or None, "SpaceReclaimed": reclaimed})
+
+    def removed(image: Image, lines: list[str]) -> None:
+        deleted.extend(_told(daemon, image, lines))
+
+    pruned = await work(lambda: pruning.images(daemon.root, daemon.store, filters, everything, removed))
+    return Reply({"ImagesDeleted": deleted or None, "SpaceReclaimed": pruned.reclaimed})
 
 
 async def load(daemon: Daemon, call: Call) -> Reply:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable
 
+from runtime.about import API_VERSION, MIN_API_VERSION
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError, NotImplementedHere
 from runtime.api.http import Call, Reply
 
 #: Answers a call, or gives what is to be answered.
 Handler = Callable[[Daemon, Call], Awaitable[Reply | None]]
-
-API_VERSION = "1.48"
-#: dockerd's own; clients as old as Compose 1.29 ask for it.
-MIN_API_VERSION = "1.24"
 
 _PREFIX = re.compile(r"/v(\d+)\.(\d+)(?=/)")
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from runtime import prune as pruning
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError, NotImplementedHere
-from runtime.api.event_log import Event
 from runtime.api.http import NO_CONTENT, Call, Reply
 from runtime.api.pipes import work
 from runtime.api.values import Filters, has_labels, truth
 from runtime.containers import present, volumes
 from runtime.containers.volumes import Volume
-from runtime.errors import RuntimeFailure
 from runtime.root import Root
 
 
@@ -44,7 +43,6 @@ async def create(daemon: Daemon, call: Call) -> Reply:
     if wanted.mapping("DriverOpts"):
         raise NotImplementedHere("a volume's DriverOpts")
     volume = await work(lambda: volumes.create(daemon.root, name, labels))
-    daemon.events.add(Event("volume", "create", volume.name, {"driver": "local"}))
     return Reply(present.volume(volume), 201)
 
 
@@ -56,7 +54,6 @@ async def inspect(daemon: Daemon, call: Call) -> Reply:
 async def remove(daemon: Daemon, call: Call) -> Reply:
     """DELETE /volumes/NAME."""
     await work(lambda: volumes.remove(daemon.root, call.name, call.query.flag("force")))
-    daemon.events.add(Event("volume", "destroy", call.name, {"driver": "local"}))
     return NO_CONTENT
 
 
@@ -65,22 +62,5 @@ async def prune(daemon: Daemon, call: Call) -> Reply:
     filters = call.query.filters(("all", "label", "label!"))
     # Before 1.42 volumes with a name were pruned, too.
     everything = truth(filters, "all") is True or call.version < (1, 42)
-    return Reply(await work(lambda: _prune(daemon, filters, everything)))
-
-
-def _prune(daemon: Daemon, filters: Filters, everything: bool) -> dict[str, object]:
-    removed, reclaimed = [], 0
-    for volume in volumes.list_all(daemon.root):
-        unwanted = any(has_labels(volume.labels, [text]) for text in filters.get("label!", []))
-        if not (everything or volume.anonymous) or unwanted or volumes.users(daemon.root, volume.name):
-            continue
-        if not has_labels(volume.labels, filters.get("label", [])):
-            continue
-        size = volumes.disk_usage(volume.data)
-        try:
-            volumes.remove(daemon.root, volume.name)
-        except RuntimeFailure:  # taken by a container meanwhile
-            continue
-        removed.append(volume.name)
-        reclaimed += size
-    return {"VolumesDeleted": removed, "SpaceReclaimed": reclaimed}
+    pruned = await work(lambda: pruning.volumes_(daemon.root, filters, everything))
+    return Reply({"VolumesDeleted": pruned.names, "SpaceReclaimed": pruned.reclaimed})

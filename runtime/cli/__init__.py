@@ -18,13 +18,18 @@ COMMANDS = {
     "build": "runtime.cli.build:build",
     "builder": "runtime.cli.build:builder",
     "commit": "runtime.cli.layers:commit",
+    "container": "runtime.cli.groups:container",
+    "cp": "runtime.cli.copy:cp",
     "create": "runtime.cli.containers:create",
     "diff": "runtime.cli.containers:diff",
+    "events": "runtime.cli.watching:events",
     "exec": "runtime.cli.containers:exec_",
     "export": "runtime.cli.layers:export",
     "history": "runtime.cli.layers:history",
+    "image": "runtime.cli.groups:image",
     "images": "runtime.cli.images:images",
     "import": "runtime.cli.layers:import_",
+    "info": "runtime.cli.system:info",
     "inspect": "runtime.cli.containers:inspect",
     "kill": "runtime.cli.containers:kill",
     "load": "runtime.cli.images:load",
@@ -32,9 +37,11 @@ COMMANDS = {
     "logout": "runtime.cli.registry:logout",
     "logs": "runtime.cli.containers:logs",
     "pause": "runtime.cli.containers:pause",
+    "port": "runtime.cli.watching:port",
     "ps": "runtime.cli.containers:ps",
     "pull": "runtime.cli.registry:pull",
     "push": "runtime.cli.registry:push",
+    "rename": "runtime.cli.changes:rename",
     "restart": "runtime.cli.containers:restart",
     "rm": "runtime.cli.containers:rm",
     "rmi": "runtime.cli.images:rmi",
@@ -42,9 +49,14 @@ COMMANDS = {
     "save": "runtime.cli.layers:save",
     "serve": "runtime.cli.serve:serve",
     "start": "runtime.cli.containers:start",
+    "stats": "runtime.cli.watching:stats",
     "stop": "runtime.cli.containers:stop",
+    "system": "runtime.cli.system:system",
     "tag": "runtime.cli.images:tag",
+    "top": "runtime.cli.watching:top",
     "unpause": "runtime.cli.containers:unpause",
+    "update": "runtime.cli.changes:update",
+    "version": "runtime.cli.system:version",
     "volume": "runtime.cli.volumes:volume",
     "wait": "runtime.cli.containers:wait",
 }
@@ -55,21 +67,27 @@ FAILURE_IS_125 = ("run", "create")
 pass_root = click.make_pass_decorator(Root)
 
 
-class LazyGroup(click.Group):
-    """A group that knows its commands by name, and the only place where errors become exit codes."""
+class Lazy(click.Group):
+    """A group that knows its commands by name, and imports the module of one when it is used."""
+
+    commands_by_name = COMMANDS
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names of all commands, for --help."""
-        return sorted(COMMANDS)
+        return sorted({*self.commands_by_name, *self.commands})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the module of the command `cmd_name`; None when there is no such command."""
-        if cmd_name not in COMMANDS:
-            return None
-        module, _, function = COMMANDS[cmd_name].partition(":")
+        if cmd_name not in self.commands_by_name:
+            return super().get_command(ctx, cmd_name)
+        module, _, function = self.commands_by_name[cmd_name].partition(":")
         command = getattr(importlib.import_module(module), function)
         assert isinstance(command, click.Command)
         return command
+
+
+class Main(Lazy):
+    """The whole command, and the only place where errors become exit codes."""
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run a command and end the process with docker's exit code; a failure is one line on stderr."""
@@ -117,7 +135,7 @@ def _usage_error(error: click.ClickException) -> int:
     return 125 if of_option or isinstance(error, (click.NoSuchOption, click.BadOptionUsage)) else 1
 
 
-@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Main, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--root", "directory", metavar="DIR", help="Where images, containers and volumes are kept.")
 @click.option("--debug", is_flag=True, help="Show where a failure comes from.")
 @click.version_option(package_name="unionfs", message="unionctl version %(version)s")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from runtime.cli.templates import Template, fields
 from runtime.errors import RuntimeFailure
 from runtime.images.progress import Progress, Silent
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
-
-_FIELD = re.compile(r"\{\{\s*(json\s+)?\.([A-Za-z0-9_.]*)\s*\}\}")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -37,29 +35,13 @@ def _printable(text: str) -> str:
 
 
 def formatted(template: str, values: Mapping[str, Any]) -> str:
-    r"""One line of a list after `template`: `json`, or text with `{{.Field}}`, `{{json .Field}}`, `\t`, `\n`.
+    r"""One line of a list after `template`: `json`, or text of Go's templates (see templates).
 
-    Raises RuntimeFailure for a field that `values` do not have, or any other action of Go's templates.
+    Raises RuntimeFailure for a field that `values` do not have, or what is no template.
     """
     if template == "json":
         return json.dumps(values)
-
-    def field(match: re.Match[str]) -> str:
-        value: Any = values
-        for part in filter(None, match[2].split(".")):
-            if not isinstance(value, Mapping) or part not in value:
-                raise RuntimeFailure(f"template: no field {match[2]!r}; there are: {', '.join(values)}")
-            value = value[part]
-        return json.dumps(value) if match[1] or isinstance(value, (dict, list, bool)) else str(value)
-
-    text = template.replace(r"\t", "\t").replace(r"\n", "\n")
-    rest = _FIELD.sub("", text)
-    unknown = re.search(r"\{\{.*?\}\}", rest)
-    if "{{" in rest and not unknown:
-        raise RuntimeFailure(f"template: unclosed action in '{template}'")
-    if unknown:
-        raise RuntimeFailure(f"template: {unknown[0]} is not supported, only fields and json")
-    return _FIELD.sub(field, text)
+    return Template(template).render(values)
 
 
 def listing(
@@ -78,16 +60,19 @@ def listing(
     elif template.startswith("table "):
         body = template.removeprefix("table ")
         headings = {field: heading for heading, field in columns.items()}
-        fields = [match[2] for match in _FIELD.finditer(body)]
-        lines = [formatted(body, row).split("\t") for row in rows]
-        first = _FIELD.sub(lambda match: headings.get(match[2], match[2].upper()), body.replace(r"\t", "\t"))
-        if fields and len(first.split("\t")) == len(fields):
-            table(first.split("\t"), lines)
-        else:
+        shown = Template(body)
+        first = [headings.get(field, field.rpartition(".")[2].upper()) for field in fields(body)]
+        lines = [shown.render(row).split("\t") for row in rows]
+        if any(len(line) != len(first) for line in lines):
             raise RuntimeFailure(r"template: the columns of a table are separated by \t")
-    else:
+        table(first, lines)
+    elif template == "json":
         for row in rows:
-            click.echo(formatted(template, row))
+            click.echo(json.dumps(row))
+    else:
+        shown = Template(template)
+        for row in rows:
+            click.echo(shown.render(row))
 
 
 def size(count: float) -> str:

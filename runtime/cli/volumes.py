@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import click
 
+from runtime import prune as pruning
 from runtime.cli import pass_root
 from runtime.cli.each import each
-from runtime.cli.output import formatted, listing, size
+from runtime.cli.output import formatted, listing
+from runtime.cli.pruning import confirm, prune_filters, prune_options, tell_pruned
 from runtime.cli.rows import volume_row
 from runtime.containers import present, volumes
 from runtime.errors import RuntimeFailure
@@ -90,21 +92,11 @@ def rm(root: Root, names: tuple[str, ...], force: bool) -> None:
 
 @volume.command()
 @click.option("-a", "--all", "everything", is_flag=True, help="Those with a name, too.")
-@click.option("-f", "--force", is_flag=True, help="Do not ask.")
+@prune_options
 @pass_root
-def prune(root: Root, everything: bool, force: bool) -> None:
+def prune(root: Root, everything: bool, conditions: tuple[str, ...], force: bool) -> None:
     """Remove the anonymous volumes that no container has."""
     kind = "" if everything else "anonymous "
-    if not force:
-        click.confirm(
-            f"WARNING! This will remove all {kind}volumes not used by at least one container.\n"
-            "Are you sure you want to continue?",
-            abort=True,
-        )
-    removed, reclaimed = volumes.prune(root.prepare(), everything)
-    if removed:
-        click.echo("Deleted Volumes:")
-        for name in removed:
-            click.echo(name)
-        click.echo()
-    click.echo(f"Total reclaimed space: {size(reclaimed)}")
+    confirm(force, f"This will remove all {kind}volumes not used by at least one container.")
+    pruned = pruning.volumes_(root.prepare(), prune_filters(conditions), everything)
+    tell_pruned("Volumes", pruned)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-_MOUNT = Path("/sys/fs/cgroup")
+MOUNT = Path("/sys/fs/cgroup")
 
 
 def is_v2() -> bool:
     """Whether cgroup2 alone is mounted."""
-    return (_MOUNT / "cgroup.controllers").exists()
+    return (MOUNT / "cgroup.controllers").exists()
 
 
 def path_of(container_id: str) -> str:
@@ -27,24 +27,24 @@ def path_of(container_id: str) -> str:
 def has_controller(name: str) -> bool:
     """Whether the controller `name` (memory, cpu, pids, …) can be used here."""
     if is_v2():
-        return name in (_MOUNT / "cgroup.controllers").read_text().split()
-    return (_MOUNT / name / "cgroup.procs").exists()
+        return name in (MOUNT / "cgroup.controllers").read_text().split()
+    return (MOUNT / name / "cgroup.procs").exists()
 
 
 def can_limit_swap() -> bool:
     """Whether the kernel accounts for swap."""
     if is_v2():
         return has_controller("memory")
-    return (_MOUNT / "memory" / "memory.memsw.limit_in_bytes").exists()
+    return (MOUNT / "memory" / "memory.memsw.limit_in_bytes").exists()
 
 
 def oom_kills(container_id: str) -> int:
     """How many processes the kernel killed for want of memory; known as long as the cgroup is there."""
     group = path_of(container_id).lstrip("/")
     if is_v2():
-        counter = _MOUNT / group / "memory.events"
+        counter = MOUNT / group / "memory.events"
     else:
-        counter = _MOUNT / "memory" / group / "memory.oom_control"
+        counter = MOUNT / "memory" / group / "memory.oom_control"
     with contextlib.suppress(OSError):
         for line in counter.read_text().splitlines():
             name, _, value = line.partition(" ")
@@ -56,7 +56,7 @@ def oom_kills(container_id: str) -> int:
 def processes(container_id: str) -> list[int]:
     """The host's numbers of the processes in the container's cgroup."""
     group = path_of(container_id).lstrip("/")
-    base = _MOUNT if is_v2() else _MOUNT / "pids"
+    base = MOUNT if is_v2() else MOUNT / "pids"
     with contextlib.suppress(OSError):
         return [int(line) for line in (base / group / "cgroup.procs").read_text().split()]
     return []

@@ -27,6 +27,7 @@ from runtime.containers.layers import Layers, make_init_layer
 from runtime.containers.mounts import Mount
 from runtime.containers.names import check_name, new_id
 from runtime.containers.network import check_address, check_host, check_network
+from runtime.containers.telling import tell
 from runtime.errors import RuntimeFailure
 from runtime.images.documents import ImageConfig
 from runtime.images.store import Image
@@ -83,6 +84,7 @@ def create(root: Root, image: Image, request: Request, name: str = "") -> Contai
         for volume in made:
             volumes.remove(root, volume, force=True)
         raise
+    tell(root, container, "create")
     return container
 
 
@@ -181,11 +183,7 @@ def _check(request: Request) -> None:
         check_address(address, "DNS server")
     if request.stop_signal:
         signal_number(request.stop_signal)
-    if request.memory and request.memory < _MEMORY_MINIMUM:
-        raise RuntimeFailure("Minimum memory limit allowed is 6MB", 125)
-    available = os.cpu_count() or 1
-    if request.nano_cpus < 0 or request.nano_cpus > available * 10**9:
-        raise RuntimeFailure(f"range of CPUs is from 0.01 to {available:.2f}, as there are no more", 125)
+    check_limits(request)
     if not -1000 <= request.oom_score_adj <= 1000:
         raise RuntimeFailure(
             f"invalid value {request.oom_score_adj}: the range of --oom-score-adj is [-1000, 1000]", 125
@@ -195,6 +193,15 @@ def _check(request: Request) -> None:
     seccomp.profile(request.seccomp, ())
     if request.hostname and len(request.hostname) > 64:
         raise RuntimeFailure(f"invalid hostname: {request.hostname}", 125)
+
+
+def check_limits(request: Request) -> None:
+    """Raises RuntimeFailure when a limit on what a container may use makes no sense here."""
+    if request.memory and request.memory < _MEMORY_MINIMUM:
+        raise RuntimeFailure("Minimum memory limit allowed is 6MB", 125)
+    available = os.cpu_count() or 1
+    if request.nano_cpus < 0 or request.nano_cpus > available * 10**9:
+        raise RuntimeFailure(f"range of CPUs is from 0.01 to {available:.2f}, as there are no more", 125)
 
 
 def _shared_mounts(root: Root, names: tuple[str, ...]) -> list[Mount]:

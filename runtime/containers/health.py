@@ -25,6 +25,7 @@ from typing import Any
 from runtime.containers import companions
 from runtime.containers.attach import Attachment, Streams
 from runtime.containers.container import Container, Healthcheck, load, now, write_atomically
+from runtime.containers.telling import tell
 from runtime.containers.times import SECOND, duration_text
 from runtime.errors import RuntimeFailure
 from runtime.root import Root
@@ -164,7 +165,9 @@ class _Watch:
             probe = self._probe(container, check)
             if self._ended(process, 0):
                 return
-            health = judge(check, health, probe, since_start)
+            before, health = health, judge(check, health, probe, since_start)
+            if health.status != before.status:
+                tell(self._root, container, f"health_status: {health.status}")
             write_atomically(container.bundle / "health.json", json.dumps(asdict(health), indent=1))
 
     def _pause(self, check: Healthcheck, health: Health) -> float:

@@ -42,6 +42,7 @@ from runtime.containers.create import lower_layers, prepare_init_layer, signal_n
 from runtime.containers.oci import Runtime
 from runtime.containers.settle import UNKNOWN_EXIT, runtime_of, settle_by_path
 from runtime.containers.spec import Bind, Warn
+from runtime.containers.telling import tell
 from runtime.errors import RuntimeFailure
 from runtime.root import Root
 
@@ -128,6 +129,7 @@ def _start(
     container = container.with_state(
         status="running", pid=_pid(container), started_at=now(), exit_code=0, finished_at=NEVER
     ).save()
+    tell(root, container, "start")
     settle.accompany(root, container)
     return container
 
@@ -252,6 +254,7 @@ def kill(root: Root, reference: str, signal_name: str = "SIGKILL") -> None:
         raise RuntimeFailure(f"cannot kill container: {reference}: container {container.id} is not running")
     if number in (signal.SIGKILL, signal_number(container.process.stop_signal)):
         settle.mark_stopped(container)
+    tell(root, container, "kill", signal=str(number))
     send_signal(container, number)
 
 
@@ -303,6 +306,7 @@ def stop(root: Root, reference: str, timeout: int | None = None, signal_name: st
     if watch.wait(None if patience < 0 else patience) is None:
         send_signal(container, signal.SIGKILL)
         watch.wait(None)
+    tell(root, container, "stop")
 
 
 def restart(
@@ -327,7 +331,9 @@ def restart(
             update_record(keep, request={"remove": True})
     else:
         stop(root, container.id, timeout, signal_name)
-    return start(root, container.id, warn, on_created)
+    started = start(root, container.id, warn, on_created)
+    tell(root, started, "restart")
+    return started
 
 
 def update_record(container: Container, request: dict[str, Any]) -> Container:
@@ -406,6 +412,7 @@ def _freeze(root: Root, reference: str, expected: str) -> None:
         else:
             runtime_of(container).resume(container.id)
             container.with_state(status="running").save()
+        tell(root, container, "pause" if expected == "running" else "unpause")
 
 
 def remove(root: Root, reference: str, force: bool = False, with_volumes: bool = False) -> None:

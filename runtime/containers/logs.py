@@ -142,6 +142,16 @@ def _utc(stamp: str) -> str:
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{(match[2] or '').ljust(9, '0')[:9]}Z"
 
 
+def nanoseconds(text: str, what: str = "since") -> int:
+    """An instant as `instant` reads it, in nanoseconds since the epoch."""
+    stamp = instant(text, what)
+    try:
+        seconds = datetime.fromisoformat(f"{stamp[:19]}+00:00").timestamp()
+    except ValueError:
+        raise RuntimeFailure(f'invalid value for "{what}": {text}') from None
+    return int(seconds) * 10**9 + int(stamp[20:29])
+
+
 def instant(text: str, what: str = "since") -> str:
     """docker's --since and --until: RFC 3339, a date, seconds since the epoch, or how long ago (1h30m)."""
     if re.fullmatch(r"\d+(\.\d+)?", text):

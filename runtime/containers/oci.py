@@ -18,6 +18,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from runtime.containers.container import write_atomically
 from runtime.errors import RuntimeFailure
@@ -58,17 +59,21 @@ class Runtime:
         """Let frozen processes go on. Raises RuntimeFailure when the runtime cannot."""
         self._call("resume", container_id)
 
+    def update(self, container_id: str, resources: dict[str, Any]) -> None:
+        """Change the limits of a running container. Raises RuntimeFailure when the runtime cannot."""
+        self._call("update", "--resources", "-", container_id, stdin=json.dumps(resources))
+
     def delete(self, container_id: str) -> None:
         """Kill what is left of the container and remove its cgroup and state; done already is fine."""
         if self.program and self.state.exists():
             with contextlib.suppress(RuntimeFailure):
                 self._call("delete", "--force", container_id)
 
-    def _call(self, *arguments: str) -> None:
+    def _call(self, *arguments: str, stdin: str = "") -> None:
         try:
             result = subprocess.run(
                 [self.program, f"--root={self.state}", *arguments],
-                stdin=subprocess.DEVNULL,
+                input=stdin,
                 capture_output=True,
                 text=True,
                 errors="replace",

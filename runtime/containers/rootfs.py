@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from runtime.errors import RuntimeFailure
 from unionfs.options import escape
 
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC = 2, 4, 8
+_MS_RDONLY, _MS_REMOUNT, _MS_BIND, _MS_REC = 1, 32, 4096, 16384
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 _BUSY_PATIENCE = 2.0
@@ -79,6 +81,35 @@ def mount_tmpfs(target: Path, size: int) -> None:
         raise RuntimeFailure(f"cannot mount {target}: {os.strerror(ctypes.get_errno())}", 125)
 
 
+def bind(source: Path, target: int, read_only: bool) -> None:
+    """Bind `source`, and what is mounted below it, to the place that is open as `target`.
+
+    Raises OSError as mount(2) does.
+    """
+    place = f"/proc/self/fd/{target}".encode()
+    _call_mount(os.fsencode(source), place, _MS_BIND | _MS_REC)
+    if read_only:
+        # The descriptor is of what is below: the new mount is found by its path.
+        path = os.readlink(f"/proc/self/fd/{target}").encode()
+        _call_mount(b"none", path, _MS_BIND | _MS_REMOUNT | _MS_RDONLY)
+
+
+def _call_mount(source: bytes, target: bytes, flags: int) -> None:
+    if _libc.mount(source, target, None, flags, None) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), os.fsdecode(target))
+
+
+def unmount_all(target: Path) -> None:
+    """Unmount what is mounted on `target` and below it, the innermost first; nothing is fine too.
+
+    Raises RuntimeFailure when it cannot be unmounted.
+    """
+    for path in sorted(_mounted_below(target), reverse=True):
+        _libc.umount2(path, _UMOUNT_NOFOLLOW | _MNT_DETACH)
+    unmount(target)
+
+
 def is_mounted(target: Path) -> bool:
     """Whether something is mounted on `target`, be its daemon dead or alive."""
     return bool(_mounts_on(target))
@@ -106,16 +137,26 @@ def unmount(target: Path) -> None:
 
 
 def _mounts_on(target: Path) -> list[str]:
-    """The filesystem types mounted exactly on `target`, from /proc/self/mountinfo (proc(5)).
+    """The filesystem types mounted exactly on `target`."""
+    wanted = os.fsencode(os.path.realpath(target.parent) + "/" + target.name)
+    return [kind for path, kind in _table() if path == wanted]
+
+
+def _mounted_below(target: Path) -> list[bytes]:
+    """The paths below `target` on which something is mounted."""
+    beginning = os.fsencode(os.path.realpath(target.parent) + "/" + target.name + "/")
+    return [path for path, _ in _table() if path.startswith(beginning)]
+
+
+def _table() -> list[tuple[bytes, str]]:
+    """All mounts as (path, filesystem type), from /proc/self/mountinfo (proc(5)).
 
     Asked there and not with stat(2), which hangs or fails on a mount whose daemon is gone.
     """
-    wanted = os.path.realpath(target.parent) + "/" + target.name
     found = []
-    with contextlib.suppress(FileNotFoundError), open("/proc/self/mountinfo") as table:
+    with contextlib.suppress(FileNotFoundError), open("/proc/self/mountinfo", "rb") as table:
         for line in table:
             fields = line.split()
-            path = fields[4].encode().decode("unicode_escape").encode("latin-1").decode("utf-8", "replace")
-            if path == wanted:
-                found.append(fields[fields.index("-") + 1])
+            path = re.sub(rb"\\([0-7]{3})", lambda match: bytes([int(match[1], 8)]), fields[4])
+            found.append((path, fields[fields.index(b"-") + 1].decode()))
     return found

@@ -15,6 +15,7 @@ from pathlib import Path
 from runtime.containers import cgroups, health, monitor, restart, rootfs, rotation, volumes
 from runtime.containers.container import Container, Gone, discard, load_all, lock_is_free, locked, now
 from runtime.containers.oci import Runtime
+from runtime.containers.telling import tell
 from runtime.errors import RuntimeFailure
 from runtime.root import Root
 
@@ -115,6 +116,9 @@ def _finish(root: Root, container: Container, code: int | None) -> Container:
         error="its monitor was killed, so that the exit code is not known" if code is None else "",
     )
     leave_exit_code(ended)
+    if oom:
+        tell(root, ended, "oom")
+    tell(root, ended, "die", exitCode=str(ended.state.exit_code))
     if ended.request.remove:
         remove_files(root, ended, anonymous_volumes=True)
         return ended
@@ -148,6 +152,7 @@ def remove_files(root: Root, container: Container, anonymous_volumes: bool) -> N
     rootfs.unmount(container.rootfs)
     rootfs.unmount(container.shm)
     discard(root, container.directory)
+    tell(root, container, "destroy")
     if anonymous_volumes:
         for mount in container.mounts:
             if mount.kind == "volume" and mount.anonymous:

@@ -298,6 +298,11 @@ def init_program() -> str:
     raise RuntimeFailure(f"--init needs one of {', '.join(_INIT_PROGRAMS)}, and none is installed", 125)
 
 
+def limits(container: Container, warn: Warn) -> Json:
+    """The limits on the container's resources (config-linux.md, "Control groups"), its devices apart."""
+    return {key: value for key, value in _resources(container, warn).items() if key != "devices"}
+
+
 def _resources(container: Container, warn: Warn) -> Json:
     """The limits that were asked for and that this machine's cgroups know."""
     request = container.request

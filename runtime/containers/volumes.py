@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from runtime import events
 from runtime.containers.container import load_all, now
 from runtime.containers.names import check_name, new_id
 from runtime.containers.scoped import open_in_root
 from runtime.errors import RuntimeFailure
+from runtime.events import Event
 from runtime.root import Root
 
 #: docker's mark of a volume that nobody named.
@@ -77,7 +79,8 @@ def create(root: Root, name: str = "", labels: dict[str, str] | None = None) -> 
         record = {key: value for key, value in asdict(volume).items() if key != "directory"}
         (staging / "volume.json").write_text(json.dumps(record, indent=1))
         os.rename(staging, directory)
-        return volume
+    events.record(root, Event("volume", "create", name, {"driver": "local"}))
+    return volume
 
 
 def find(root: Root, name: str) -> Volume:
@@ -130,23 +133,8 @@ def remove(root: Root, name: str, force: bool = False) -> None:
             raise RuntimeFailure(f"remove {name}: volume is in use - [{', '.join(holders)}]")
         gone = root.tmp / f"removed-{new_id()}"
         os.rename(volume.directory, gone)
+    events.record(root, Event("volume", "destroy", name, {"driver": "local"}))
     shutil.rmtree(gone, ignore_errors=True)
-
-
-def prune(root: Root, everything: bool = False) -> tuple[list[str], int]:
-    """Remove the volumes that no container has; those with a name only when `everything` is asked for.
-
-    Returns their names and the bytes they held on disk.
-    """
-    removed, reclaimed = [], 0
-    for volume in list_all(root):
-        if (everything or volume.anonymous) and not users(root, volume.name):
-            size = disk_usage(volume.data)
-            with contextlib.suppress(RuntimeFailure):  # taken by a container meanwhile
-                remove(root, volume.name)
-                removed.append(volume.name)
-                reclaimed += size
-    return removed, reclaimed
 
 
 def disk_usage(directory: Path) -> int:

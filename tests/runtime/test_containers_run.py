@@ -27,7 +27,7 @@ def test_exit_codes_of_failures_are_dockers(unionctl: Unionctl) -> None:
     assert "no such file" in unionctl.err("run", "--rm", "busybox", "/no/such/command", code=127)
     assert "denied" in unionctl.err("run", "--rm", "busybox", "/etc", code=126)
     assert "denied" in unionctl.err("run", "--rm", "busybox", "/etc/passwd", code=126)
-    assert "No such image" in unionctl.err("run", "--rm", "no-such-image", "true", code=125)
+    assert "No such image" in unionctl.err("run", "--rm", "--pull=never", "no-such-image", "true", code=125)
     unionctl("run", "--no-such-option", "busybox", code=125)
     unionctl("run", "--rm", "--runtime", "/no/such/runtime", "busybox", "true", code=125)
     unionctl("run", "--rm", "-u", "nobody-here", "busybox", "true", code=125)
