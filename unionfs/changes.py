@@ -65,7 +65,7 @@ class Changes:
             made = self.upper.create_over_whiteout(path, name, make, caller, marked=marked)
         else:
             made = self.upper.create(path, name, make, caller)
-        return self._appeared(parent, name, kind), made
+        return self.tree.new_node(parent, name, self._appeared(parent, name, kind)), made
 
     def create_unnamed(self, parent: Node, mode: int, caller: Caller) -> tuple[Node, int]:
         """Make a file without a name in the filesystem of a directory, which link(2) may name later.
@@ -101,7 +101,10 @@ class Changes:
             over_whiteout=name in listing.whiteouts,
             marked=name in listing.marked,
         )
-        self._appeared(parent, name, node.kind)
+        self.tree.nodes.name(node, parent, name, self._appeared(parent, name, node.kind))
+        if node.orphan >= 0:
+            os.close(node.orphan)
+            node.orphan = -1
 
     def _must_be_new(self, parent: Node, name: bytes) -> None:
         if whiteout.is_reserved(name):
@@ -109,15 +112,13 @@ class Changes:
         if name in self.tree.listing(parent).names:
             raise FileExistsError(errno.EEXIST, "exists")
 
-    def _appeared(self, parent: Node, name: bytes, kind: int) -> Node:
+    def _appeared(self, parent: Node, name: bytes, kind: int) -> Entry:
         """The upper layer has a new name that hides all below it."""
         listing = self.tree.listing(parent)
-        listing.names[name] = Entry(kind, True, ())
+        entry = listing.names[name] = Entry(kind, True, ())
         listing.whiteouts.discard(name)
         listing.marked.discard(name)
-        node = self.tree.lookup(parent, name)
-        assert node is not None
-        return node
+        return entry
 
     # Removing --------------------------------------------------------------------------------------
 

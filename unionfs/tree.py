@@ -193,6 +193,21 @@ class Tree:
         self.nodes.name(node, parent, name, entry)
         return node
 
+    def new_node(self, parent: Node, name: bytes, entry: Entry) -> Node:
+        """The node of a name that was made in the upper layer just now: it has neither origin nor others."""
+        layer, path = self._upper_place(parent, name)
+        status = layer.stat(path)
+        ino, node = self._claim([self.number(layer, status)], entry.kind, status.st_ino)
+        if node is not None:
+            return self._make_node(parent, name, entry)
+        node = Node(ino, entry.kind, ())
+        node.upper = True
+        node.upper_ino = status.st_ino
+        node.metacopy = 0
+        self.nodes.add(node)
+        self.nodes.name(node, parent, name, entry)
+        return node
+
     def _directory_places(self, parent: Node, top: Place, named: list[Place]) -> list[Place]:
         """Where lower layers have a directory whose topmost place is `top`: under its name, or redirected."""
         if top[0] is self.upper and named and self._is_opaque(*top):
@@ -221,6 +236,7 @@ class Tree:
         node.upper = True
         node.upper_ino = status.st_ino
         node.orphan = orphan
+        node.metacopy = 0
         self.nodes.add(node)
         return node
 

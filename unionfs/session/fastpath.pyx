@@ -50,6 +50,19 @@ cdef extern from "<unistd.h>":
     int ftruncate(int fd, off_t length) nogil
     int fchownat(int fd, const char *name, unsigned int uid, unsigned int gid, int flags) nogil
 
+cdef extern from "<sys/xattr.h>":
+    long getxattr(const char *path, const char *name, void *value, size_t size) nogil
+    long lgetxattr(const char *path, const char *name, void *value, size_t size) nogil
+
+cdef extern from "<sys/ioctl.h>":
+    int ioctl(int fd, unsigned long request, ...) nogil
+
+cdef extern from "<linux/fs.h>":
+    const unsigned int FS_IOC_GETFLAGS
+    const unsigned int FS_IOC_SETFLAGS
+    const unsigned int FS_IOC_FSGETXATTR
+    const unsigned int FS_IOC_FSSETXATTR
+
 cdef extern from "<time.h>":
     struct timespec:
         long tv_sec
@@ -129,6 +142,16 @@ cdef struct io_in:  # READ and WRITE
     uint64_t lock_owner
     uint32_t flags, padding
 
+cdef struct ioctl_in:
+    uint64_t fh
+    uint32_t flags, cmd
+    uint64_t arg
+    uint32_t in_size, out_size
+
+cdef struct ioctl_out:
+    int32_t result
+    uint32_t flags, in_iovs, out_iovs
+
 cdef struct fh_in:  # the beginning of RELEASE and of all else that has an open file
     uint64_t fh
 
@@ -161,6 +184,7 @@ cdef enum:
     RELEASEDIR = 29
     CREATE = 35
     INTERRUPT = 36
+    IOCTL = 39
     BATCH_FORGET = 42
     FALLOCATE = 43
     READDIRPLUS = 44
@@ -189,6 +213,8 @@ cdef enum:
     UNKNOWN_INO = 0xffffffff  # as libfuse says it
 
     HANDLE_KILLPRIV_V2 = 1 << 28
+
+    FSXATTR_SIZE = 28
 
     REPLY_SIZE = 1 << 20
 
@@ -476,8 +502,12 @@ cdef class FastPath:
             return self.link(request, body, left)
         if opcode == RENAME or opcode == RENAME2:
             return self.rename(request, body, left)
-        if opcode == GETXATTR or opcode == LISTXATTR:
-            return self.xattr(request, body, left)
+        if opcode == GETXATTR:
+            return self.getxattr(request, body, left)
+        if opcode == LISTXATTR:
+            return self.listxattr(request, body, left)
+        if opcode == IOCTL:
+            return self.ioctl(request, <ioctl_in *>body, body + sizeof(ioctl_in), left)
         if opcode == FALLOCATE or opcode == COPY_FILE_RANGE:
             return self.written(request, <uint64_t *>body, left)
         if opcode == INTERRUPT:
@@ -734,21 +764,45 @@ cdef class FastPath:
                 check(utimensat(fd, name, times, AT_SYMLINK_NOFOLLOW))
         return self.reply_attributes(request, node)
 
-    cdef int xattr(self, in_header *request, char *body, size_t left) except -1:
+    cdef int getxattr(self, in_header *request, char *body, size_t left) except -1:
+        """Errors are Operations.getxattr's."""
+        cdef Node node
+        cdef bytes path
+        cdef uint32_t size, out[2]
+        cdef long got
+        if left < 8:
+            return LEFT
+        size = (<uint32_t *>body)[0]
+        name = text(body + 8, left - 8)
+        if name is None:
+            return LEFT
+        name = self.operations._stored_name(name)
+        node = self.nodes[request.nodeid]
+        path = self.tree.proc_path(node)
+        if node.orphan >= 0:
+            got = getxattr(path, name, reply_buffer, min(size, <uint32_t>REPLY_SIZE))
+        else:
+            got = lgetxattr(path, name, reply_buffer, min(size, <uint32_t>REPLY_SIZE))
+        if got < 0:
+            if errno == errnos.ENOTSUP and name.startswith(b"system.posix_acl_"):
+                return self.refuse(request, errnos.ENODATA)
+            return self.refuse(request, errno)
+        if size == 0:
+            out[0], out[1] = <uint32_t>got, 0
+            self.reply(request, out, sizeof(out))
+        else:
+            self.reply(request, reply_buffer, got)
+        return DONE
+
+    cdef int listxattr(self, in_header *request, char *body, size_t left) except -1:
         cdef uint32_t size, out[2]
         cdef bytes value
         if left < 8:
             return LEFT
         size = (<uint32_t *>body)[0]
         context = _Context(request.uid, request.gid, request.pid, 0)
-        if request.opcode == LISTXATTR:
-            names = now(self.operations.listxattr(request.nodeid, context))
-            value = b"".join([name + b"\0" for name in names])
-        else:
-            name = text(body + 8, left - 8)
-            if name is None:
-                return LEFT
-            value = now(self.operations.getxattr(request.nodeid, name, context))
+        names = now(self.operations.listxattr(request.nodeid, context))
+        value = b"".join([name + b"\0" for name in names])
         if size == 0:
             out[0], out[1] = len(value), 0
             self.reply(request, out, sizeof(out))
@@ -756,6 +810,44 @@ cdef class FastPath:
             return self.refuse(request, errnos.ERANGE)
         else:
             self.reply(request, <char *>value, len(value))
+        return DONE
+
+    cdef int ioctl(self, in_header *request, ioctl_in *body, char *given, size_t left) except -1:
+        """Flags of files (chattr(1), ioctl_iflags(2)); a terminal is none of ours."""
+        cdef Node node
+        cdef char *reply = reply_buffer
+        cdef ioctl_out *out = <ioctl_out *>reply
+        cdef size_t size
+        cdef int fd, result, error
+        if left < sizeof(ioctl_in):
+            return LEFT
+        left -= sizeof(ioctl_in)
+        if body.cmd == FS_IOC_GETFLAGS or body.cmd == FS_IOC_SETFLAGS:
+            size = sizeof(int)
+        elif body.cmd == FS_IOC_FSGETXATTR or body.cmd == FS_IOC_FSSETXATTR:
+            size = FSXATTR_SIZE
+        else:
+            return self.refuse(request, errnos.ENOTTY)
+        node = self.nodes[request.nodeid]
+        if node.kind != 0o100000 and node.kind != 0o040000:
+            return self.refuse(request, errnos.ENOTTY)
+        sets = body.cmd == FS_IOC_SETFLAGS or body.cmd == FS_IOC_FSSETXATTR
+        if (body.in_size if sets else body.out_size) < size or (sets and left < size):
+            return self.refuse(request, errnos.EINVAL)
+        if sets:
+            self.writable()
+            if node.copying is not None or not self.copyup.is_immediate(node):
+                return self.later(request, self.copyup.file(node))
+            now(self.copyup.file(node))
+            memcpy(reply + sizeof(ioctl_out), given, size)
+        fd = self.tree.open(node, os.O_RDONLY | os.O_NONBLOCK)
+        result = ioctl(fd, body.cmd, reply + sizeof(ioctl_out))
+        error = errno
+        os.close(fd)
+        if result < 0:
+            return self.refuse(request, error)
+        memset(out, 0, sizeof(ioctl_out))
+        self.reply(request, reply, sizeof(ioctl_out) + (0 if sets else size))
         return DONE
 
     # Files -----------------------------------------------------------------------------------------
@@ -855,7 +947,6 @@ cdef class FastPath:
             node, fd = self.changes.create_unnamed(parent, words.b & 0o7777, caller)
         else:
             node, fd = self.operations.make_file(parent, name, words.b, words.a, caller)
-        node.metacopy = 0
         self.opened(node, fd, words.a, &out.open)
         self.fill_entry(node, &out.entry)
         if not self.reply(request, &out, sizeof(out)):
