@@ -133,12 +133,8 @@ class Target:
                     target = posixpath.join(place, name) if into or source.below else place
                     self._file(entry, target, look)
                 elif entry.path == "":
-                    made = not self.is_directory(place)
-                    fd = self.make_directories(place, look)
-                    if made and not destination.endswith("/"):
-                        self._dress(fd, entry, look)
-                        times.append((place, _time(entry, look)))
-                    os.close(fd)
+                    # Its content is copied, and the directory that it goes to is not made like it.
+                    os.close(self.make_directories(place, look))
                 elif stat.S_ISDIR(entry.state.st_mode):
                     path = posixpath.join(place, entry.path)
                     if self._directory(entry, path, look):
