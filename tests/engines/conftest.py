@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from machine import let_pass
+from machine import public_place
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def place() -> Iterator[Path]:
     """A directory that other users can pass through."""
-    return let_pass(tmp_path)
+    with public_place() as made:
+        yield made

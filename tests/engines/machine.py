@@ -8,7 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,17 @@ PATIENCE = 180
 BIN = Path(sys.executable).parent
 
 
-def let_pass(place: Path) -> Path:
-    """Let other users, and containers' ids, pass through a test's directory; returns it."""
-    for directory in (place, place.parent, place.parent.parent):
-        directory.chmod(0o755)
-    return place
+@contextlib.contextmanager
+def public_place() -> Iterator[Path]:
+    """A directory that other users, and containers' ids, can pass through.
+
+    pytest closes the one that all of its own are in whenever it starts, here or in another run.
+    """
+    with tempfile.TemporaryDirectory(prefix="union-", ignore_cleanup_errors=True) as name:
+        place = Path(name)
+        place.chmod(0o755)
+        yield place
+        assert not left_mounted(place), left_mounted(place)
 
 
 def needs(*programs: str) -> None:

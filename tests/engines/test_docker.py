@@ -8,12 +8,13 @@ import signal
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 
 import image
 import pytest
 import steps
 from dockerd import Docker
-from machine import PATIENCE, left_mounted, let_pass, needs
+from machine import PATIENCE, left_mounted, needs, public_place
 from support.union import wait_until
 
 pytestmark = pytest.mark.root
@@ -46,14 +47,11 @@ volumes:
 
 
 @pytest.fixture(scope="module")
-def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    made = Docker(let_pass(tmp_path_factory.mktemp("docker")))
-    try:
+def docker() -> Iterator[Docker]:
+    with public_place() as place, closing(Docker(place)) as made:
         made.start()
         made("load", "-q", "-i", image.write(made.place / "image.tar"))
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(autouse=True)

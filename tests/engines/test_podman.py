@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import image
 import pytest
 import steps
-from machine import left_mounted, let_pass, needs
+from machine import left_mounted, needs, public_place
 from podman import Podman
 
 pytestmark = pytest.mark.root
@@ -37,13 +38,10 @@ spec:
 
 
 @pytest.fixture(scope="module")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
-    made = Podman(let_pass(tmp_path_factory.mktemp("podman")))
-    try:
+def podman() -> Iterator[Podman]:
+    with public_place() as place, closing(Podman(place)) as made:
         made("load", "-q", "-i", image.write(made.place / "image.tar"))
         yield made
-    finally:
-        made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 import steps
 from containerd import Containerd
 from dockerd import Docker
-from machine import PATIENCE, let_pass, needs
+from machine import PATIENCE, needs, public_place
 from podman import Podman
 from registry import File, Registry, contents
 
@@ -23,8 +23,9 @@ Files = dict[str, File]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return let_pass(tmp_path_factory.mktemp("registry"))
+def place() -> Iterator[Path]:
+    with public_place() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,13 @@ import os
 import subprocess
 import tarfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import image
 import pytest
 from containerd import Containerd
-from machine import BIN, PATIENCE, left_mounted, let_pass, needs, run
+from machine import BIN, PATIENCE, left_mounted, needs, public_place, run
 from support.union import wait_until
 
 pytestmark = pytest.mark.root
@@ -22,10 +23,8 @@ pytest.importorskip("grpc")
 
 
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
-    place = let_pass(tmp_path_factory.mktemp("containerd"))
-    made = Containerd(place)
-    try:
+def engine() -> Iterator[Containerd]:
+    with public_place() as place, closing(Containerd(place)) as made:
         made.start_snapshotter()
         made.start()
         made.ctr("images", "import", "--snapshotter", "unionfs", image.write(place / "image.tar"))
@@ -34,8 +33,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]:
         wait_until(lambda: not os.listdir(made.snapshots), "the files of all snapshots are removed", PATIENCE)
         assert not left_mounted(place)
         made.stop_snapshotter()
-    finally:
-        made.close()
 
 
 def ctr_run(engine: Containerd, name: str, *words: str, options: tuple[str, ...] = ("--rm",)) -> str:
