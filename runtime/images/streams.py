@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import zlib
@@ -18,6 +17,10 @@ CHUNK = 1 << 20
 GZIP_MAGIC = b"\x1f\x8b"
 ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 FOREIGN_MAGICS = {b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
+
+#: zlib: the largest window, with gzip's header and trailer, both checked.
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+_PACKED = 128 << 10
 
 #: zstd's own limit for a decoder (--long=27): what a frame may make it keep in memory.
 ZSTD_WINDOW_MAX = 1 << 27
@@ -96,6 +99,42 @@ class _Prefixed:
         return data
 
 
+class _Gzip:
+    """The plain bytes of a gzip stream (RFC 1952), of all its members.
+
+    It reads larger pieces than the standard library's: layers are long, and a piece costs a turn of the GIL.
+    """
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self._member = zlib.decompressobj(_GZIP_WINDOW)
+        self._ahead = b""
+
+    def read(self, size: int, /) -> bytes:
+        while size > 0:
+            if self._member.eof and not self._next_member():
+                return b""
+            packed = self._ahead or self._stream.read(_PACKED)
+            if not packed:
+                raise EOFError("the end is missing")
+            data = self._member.decompress(packed, size)
+            self._ahead = self._member.unconsumed_tail or self._member.unused_data
+            if data:
+                return data
+        return b""
+
+    def _next_member(self) -> bool:
+        # Zeros may follow a member, which a tape would have written.
+        while not (ahead := self._ahead.lstrip(b"\0")):
+            ahead = self._stream.read(_PACKED)
+            if not ahead:
+                return False
+            self._ahead = ahead
+        self._ahead = ahead
+        self._member = zlib.decompressobj(_GZIP_WINDOW)
+        return True
+
+
 class DecompressingReader:
     """Plain bytes of a stream that is gzip, zstd or not compressed: its first bytes tell which.
 
@@ -117,8 +156,8 @@ class DecompressingReader:
             if head.startswith(magic):
                 raise RuntimeFailure(f"{where} is compressed with {name}; gzip and zstd are supported")
         if head.startswith(GZIP_MAGIC):
-            self._plain = cast(Readable, gzip.GzipFile(fileobj=cast(BinaryIO, self._input)))
-            self._errors = (EOFError, gzip.BadGzipFile, zlib.error)
+            self._plain = _Gzip(self._input)
+            self._errors = (EOFError, zlib.error)
             self.suffix = "+gzip"
         elif head.startswith(ZSTD_MAGIC):
             import zstandard  # slow to import, and needed for few archives

@@ -11,6 +11,8 @@ from runtime.errors import RuntimeFailure
 from runtime.images.streams import CHUNK, DiskGuard, Limits, Readable
 
 _BLOCK = tarfile.BLOCKSIZE
+#: What tarfile asks for at once. Each header costs a copy of what is left of it, each request a hash's start.
+_BUFFER = 64 << 10
 
 
 class _DamagedHeader(Exception):
@@ -78,6 +80,7 @@ class TarStream:
                 self._tar = tarfile.open(  # noqa: SIM115 - it owns nothing to close
                     fileobj=cast(BinaryIO, self._guard),
                     mode="r|",
+                    bufsize=_BUFFER,
                     tarinfo=_StrictHeader,
                     encoding="utf-8",
                     errors="surrogateescape",
