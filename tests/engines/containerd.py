@@ -34,11 +34,13 @@ CRI = "grpc.v1.cri"
 class Containerd:
     """One containerd and one snapshotter; `close` leaves neither them nor their containers."""
 
-    def __init__(self, place: Path, config: str = "", *, cri: bool = False) -> None:
+    def __init__(self, place: Path, config: str = "", *, cri: bool = False, namespace: str = "") -> None:
         self.place = place
         self.socket = place / "containerd.sock"
-        #: containerd's namespace, which is also the cgroup that all containers are in.
-        self.namespace = f"union-{os.getpid()}-{place.name}"
+        #: What all containers are in.
+        self.cgroup = f"union-{os.getpid()}-{place.name}"
+        #: containerd's namespace; without another word, containers' cgroups are in one of its name.
+        self.namespace = namespace or self.cgroup
         disabled = DISABLED if cri else [*DISABLED, CRI]
         (place / "config.toml").write_text(
             CONFIG.format(
@@ -105,5 +107,5 @@ class Containerd:
             end(self._containerd)
         finally:
             end(self._snapshotter)
-            clean(self.place, [self.namespace])
-            shutil.rmtree(f"/run/containerd/runc/{self.namespace}", ignore_errors=True)
+            clean(self.place, [self.cgroup])
+            shutil.rmtree(f"/run/containerd/runc/{self.cgroup}", ignore_errors=True)

@@ -7,6 +7,7 @@ import io
 import json
 import subprocess
 import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 NAME = "localhost/union-test:1"
@@ -19,7 +20,7 @@ MTIME = 1_600_000_000
 CAPABILITY = "\1\0\0\2" + "\0\4\0\0" + "\0" * 12
 
 
-def write(path: Path) -> Path:
+def write(path: Path, name: str = NAME, command: Sequence[str] = ("sh",)) -> Path:
     """Write the image as a docker archive, and return its place."""
     layers = [_base(), _files(), _changes()]
     config = json.dumps(
@@ -27,7 +28,7 @@ def write(path: Path) -> Path:
             "architecture": "amd64",
             "os": "linux",
             "created": "2020-01-01T00:00:00Z",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"]},
+            "config": {"Env": ["PATH=/bin"], "Cmd": list(command)},
             "history": [{"created_by": name} for name in ("base", "files", "changes")],
             "rootfs": {
                 "type": "layers",
@@ -36,7 +37,7 @@ def write(path: Path) -> Path:
         }
     ).encode()
     names = [f"{hashlib.sha256(layer).hexdigest()}/layer.tar" for layer in layers]
-    manifest = json.dumps([{"Config": "config.json", "RepoTags": [NAME], "Layers": names}]).encode()
+    manifest = json.dumps([{"Config": "config.json", "RepoTags": [name], "Layers": names}]).encode()
     with tarfile.open(path, "w") as archive:
         for name, data in [
             ("config.json", config),
