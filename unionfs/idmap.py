@@ -43,6 +43,7 @@ class IdMap:
                 return stored + shown - first
         raise OSError(errno.EOVERFLOW, f"id {shown} is not mapped")
 
+
 @dataclass(frozen=True, slots=True)
 class IdMaps:
     """The maps of users and of groups."""

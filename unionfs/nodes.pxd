@@ -33,6 +33,9 @@ cdef class Node:
     cdef public int orphan
     cdef public object copying
     cdef public object backing
+    cdef public int writers
+    cdef public bint written
+    cdef public bint stale
     cdef public int metacopy
     cdef public bint unsettled
 

@@ -97,6 +97,12 @@ class Node:
         self.copying: trio.Event | None = None
         #: What its open files are passed through to (passthrough.py), None while there is none.
         self.backing: Backing | None = None
+        #: How many of those may write.
+        self.writers = 0
+        #: Whether one of them, or a mapping that it left, may change times that the kernel does not know of.
+        self.written = False
+        #: Whether the kernel may have kept content that they have changed since.
+        self.stale = False
         #: Whether its content is elsewhere (metacopy.py): -1 while nobody has looked.
         self.metacopy = -1
         #: Whether the disk may not have its content yet (settling.py).

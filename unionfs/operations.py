@@ -123,7 +123,8 @@ class Operations(pyfuse3.Operations):
         attributes.st_atime_ns = status.st_atime_ns
         attributes.st_mtime_ns = status.st_mtime_ns
         attributes.st_ctime_ns = status.st_ctime_ns
-        attributes.entry_timeout = attributes.attr_timeout = self._timeout
+        attributes.entry_timeout = self._timeout
+        attributes.attr_timeout = 0 if node.written else self._timeout
         return attributes
 
     def _entry(self, node: Node) -> pyfuse3.EntryAttributes:

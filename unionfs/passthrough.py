@@ -7,6 +7,11 @@ read through the kernel's cache of the mount at the same time: so an inode is in
 The kernel opens the layer's file with the *caller's* flags. A lower layer is held through a read-only mount
 (layer.py), so an image cannot be written that way whatever is opened in which order.
 
+What is written that way the kernel does not always know of: it does not see that a mapping changes a
+file's times, nor that what it kept of the content is old. So while a file may be written its attributes are
+asked for each time (`Node.written`; a mapping that outlives its open file is found by asking for a lease),
+and content that was kept is dropped when the file is opened the other way (`Node.stale`).
+
 A file of a lower layer that is passed through keeps showing what it held when it is copied up. So only those
 are that are replaced rather than written where they are: programs and libraries. For them the next open by a
 writer is answered ESTALE once: the kernel looks the name up again, finds the node under a second name, and

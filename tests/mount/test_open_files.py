@@ -381,3 +381,22 @@ def test_a_removed_directory_can_be_changed_by_its_descriptor(make_union, layer)
     finally:
         os.close(fd)
     assert os.listdir(root) == []
+
+
+def test_times_of_a_mapping_that_outlives_its_file(make_union):
+    """The kernel passes it through and tells nobody when memory is written."""
+    union = make_union({}, upper={"f": "x" * 8192})
+    path = union.root / "f"
+    os.utime(path, ns=(10**18, 10**18))
+    assert path.stat().st_mtime_ns == 10**18
+    fd = os.open(path, os.O_RDWR)
+    memory = mmap.mmap(fd, 0)
+    os.close(fd)
+    assert path.stat().st_mtime_ns == 10**18
+    memory[0] = 65
+    memory.flush()
+    changed = path.stat().st_mtime_ns
+    assert changed != 10**18
+    memory.close()
+    assert path.stat().st_mtime_ns == changed
+    assert path.read_bytes()[:2] == b"Ax"

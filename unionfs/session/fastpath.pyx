@@ -10,6 +10,7 @@ Structures are those of <linux/fuse.h>.
 """
 
 import errno as errnos
+import fcntl
 import logging
 import os
 import stat as stats
@@ -372,10 +373,32 @@ cdef class FastPath:
         memset(entry, 0, sizeof(entry_out))
         self.fill(node, &entry.attr)
         entry.nodeid = node.id
-        entry.entry_valid = entry.attr_valid = self.valid
-        entry.entry_valid_nsec = entry.attr_valid_nsec = self.valid_nsec
+        entry.entry_valid, entry.entry_valid_nsec = self.valid, self.valid_nsec
+        if not self.may_be_written(node):
+            entry.attr_valid, entry.attr_valid_nsec = self.valid, self.valid_nsec
         node.lookups += 1
         return 0
+
+    cdef bint may_be_written(self, Node node) except -1:
+        """Whether times change without a request: somebody writes, or has mapped, a file passed through."""
+        if node.written and not node.writers:
+            node.written = self.is_open_for_writing(node)
+        return node.written
+
+    cdef bint is_open_for_writing(self, Node node) except -1:
+        """Whether anybody has the layer's file open for writing, or mapped: then no read lease is given."""
+        cdef int fd
+        try:
+            fd = self.tree.open(node, os.O_RDONLY | os.O_NONBLOCK)
+        except OSError:
+            return True
+        try:
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            return False
+        except OSError:
+            return True
+        finally:
+            os.close(fd)  # with it goes the lease
 
     cdef int reply_entry(self, in_header *request, Node node) except -1:
         cdef entry_out entry
@@ -388,7 +411,8 @@ cdef class FastPath:
         cdef attr_out out
         memset(&out, 0, sizeof(out))
         self.fill(node, &out.attr)
-        if node.id == request.nodeid:  # by its old name nothing would tell the kernel of changes
+        # By its old name nothing would tell the kernel of changes.
+        if node.id == request.nodeid and not self.may_be_written(node):
             out.attr_valid, out.attr_valid_nsec = self.valid, self.valid_nsec
         self.reply(request, &out, sizeof(out))
         return DONE
@@ -897,14 +921,21 @@ cdef class FastPath:
         file = OpenFile(node, flags)
         self.files[fd] = file
         out.fh = fd
-        out.open_flags = FOPEN_KEEP_CACHE | FOPEN_NOFLUSH
         out.backing_id = 0
         backing = self.backing_of(node, fd, flags)
-        if backing is not None:
+        if backing is None:
+            out.open_flags = FOPEN_NOFLUSH if node.stale else FOPEN_NOFLUSH | FOPEN_KEEP_CACHE
+            node.stale = False
+        else:
             file.backing = backing
             backing.users += 1
             out.open_flags = FOPEN_PASSTHROUGH | FOPEN_NOFLUSH
             out.backing_id = backing.id
+            if flags & os.O_ACCMODE:
+                if node.lookups and not node.written:
+                    pyfuse3.invalidate_inode(node.id, True)
+                node.writers += 1
+                node.written = node.stale = True
         node.handles.append(fd)
         return 0
 
@@ -998,6 +1029,8 @@ cdef class FastPath:
         backing = file.backing
         if backing is not None:
             backing.users -= 1
+            if file.flags & os.O_ACCMODE:
+                node.writers -= 1
             if not backing.users:
                 if node.backing is backing:
                     node.backing = None
