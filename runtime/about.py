@@ -12,7 +12,7 @@ from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import Any
 
-from runtime.containers import cgroups, oci
+from runtime.containers import cgroups, netavark, oci
 from runtime.containers.settle import settle_all
 from runtime.errors import RuntimeFailure
 from runtime.images.platforms import host_platform
@@ -67,7 +67,7 @@ def info(root: Root, store: ImageStore) -> Json:
         "DriverStatus": [["State root", str(root.path)]],
         "Plugins": {
             "Volume": ["local"],
-            "Network": ["host", "null"],
+            "Network": [*(["bridge"] if netavark.program() else []), "host", "null"],
             "Authorization": None,
             "Log": ["json-file"],
         },

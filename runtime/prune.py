@@ -1,4 +1,4 @@
-"""What nobody uses any more is removed: containers that have ended, images, volumes."""
+"""What nobody uses any more is removed: containers that have ended, images, networks, volumes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 
-from runtime.containers import lifecycle, volumes
+from runtime.containers import lifecycle, networks, volumes
 from runtime.containers.container import images_in_use
 from runtime.containers.logs import instant
 from runtime.containers.settle import settle_all
@@ -99,4 +99,15 @@ def volumes_(root: Root, filters: Filters, everything: bool) -> Pruned:
         with contextlib.suppress(RuntimeFailure):  # taken by a container meanwhile
             volumes.remove(root, volume.name)
             pruned = Pruned([*pruned.names, volume.name], pruned.reclaimed + size)
+    return pruned
+
+
+def networks_(root: Root, filters: Filters) -> Pruned:
+    """Remove the networks that somebody made and no container is in."""
+    pruned = Pruned()
+    for network in networks.unused(root):
+        if passes(network.labels, network.created, filters):
+            with contextlib.suppress(RuntimeFailure):  # taken by a container meanwhile
+                networks.remove(root, network.name)
+                pruned.names.append(network.name)
     return pruned

@@ -38,6 +38,11 @@ class Root:
         return self.path / "volumes"
 
     @property
+    def networks(self) -> Path:
+        """One file for each network."""
+        return self.path / "networks"
+
+    @property
     def tmp(self) -> Path:
         """What is still being made; on the same filesystem, so that a rename ends it."""
         return self.path / "tmp"
@@ -47,7 +52,8 @@ class Root:
 
         Raises RuntimeFailure when they cannot be made.
         """
-        for directory in (self.path, self.images, self.layers, self.containers, self.volumes, self.tmp):
+        parts = (self.images, self.layers, self.containers, self.volumes, self.networks, self.tmp)
+        for directory in (self.path, *parts):
             try:
                 directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             except OSError as error:

@@ -16,7 +16,7 @@ from runtime.api.values import Json
 from runtime.cli.rows import status
 from runtime.containers import create as creating
 from runtime.containers import diff as differing
-from runtime.containers import filters, lifecycle, present, volumes
+from runtime.containers import filters, lifecycle, networks, present, volumes
 from runtime.containers.container import Container
 from runtime.containers.layers import Layers
 from runtime.containers.settle import settle_all
@@ -111,7 +111,11 @@ async def create(daemon: Daemon, call: Call) -> Reply:
     def make() -> Container:
         with daemon.store.reading():
             image = daemon.store.resolve(wanted.request.image)
-            return creating.create(daemon.root, image, wanted.request, call.query.text("name").lstrip("/"))
+            name = call.query.text("name").lstrip("/")
+            made = creating.create(daemon.root, image, wanted.request, name)
+        for endpoint in wanted.more:
+            networks.connect(daemon.root, endpoint.network, made.id, endpoint)
+        return made
 
     container = await work(make)
     if wanted.window:
@@ -216,13 +220,13 @@ async def prune(daemon: Daemon, call: Call) -> Reply:
 async def changes(daemon: Daemon, call: Call) -> Reply:
     """GET /containers/NAME/changes."""
 
-    def find() -> list[Json] | None:
+    def find() -> list[Json]:
         container = lifecycle.inspect(daemon.root, call.name)
         creating.prepare_init_layer(container)
         layers = Layers(creating.lower_layers(container))
         found = differing.changes(container.upper, layers)
         return [
             {"Path": change.path.decode("utf-8", "replace"), "Kind": _KINDS[change.kind]} for change in found
-        ] or None
+        ]
 
     return Reply(await work(find))

@@ -12,14 +12,12 @@ from typing import Any
 from runtime.api.errors import ApiError, NotImplementedHere
 from runtime.api.values import Fields
 from runtime.containers import mounts, rotation
-from runtime.containers.container import Healthcheck, Request
+from runtime.containers.container import Endpoint, Healthcheck, Request
 from runtime.containers.mounts import Mount
 
 #: Fields of HostConfig that are refused, with the values by which clients say "default".
 _REFUSED: dict[str, tuple[Any, ...]] = {
     "DeviceRequests": (),
-    "PortBindings": (),
-    "PublishAllPorts": (False,),
     "Links": (),
     "Isolation": ("", "default"),
 }
@@ -40,6 +38,7 @@ class Wanted:
     request: Request
     warnings: list[str]
     window: tuple[int, int] | None
+    more: list[Endpoint]  # networks to be connected to besides the request's own
 
 
 def to_request(config: Fields) -> Wanted:
@@ -52,6 +51,8 @@ def to_request(config: Fields) -> Wanted:
     if not config.text("Image"):
         raise ApiError(400, "no image was named: Config.Image is empty")
     log = host.fields("LogConfig")
+    mode = host.text("NetworkMode") or "default"
+    endpoint = endpoint_of(mode, _first_endpoint(config, mode))
     driver = log.text("Type")
     no_new_privileges, seccomp = _security(host.texts("SecurityOpt"))
     entrypoint = config.words("Entrypoint")
@@ -74,7 +75,13 @@ def to_request(config: Fields) -> Wanted:
             remove=host.flag("AutoRemove"),
             read_only=host.flag("ReadonlyRootfs"),
             mounts=tuple(_mounts(config, host)),
-            network=_network(host.text("NetworkMode")),
+            network=mode,
+            network_aliases=endpoint.aliases if mode not in ("default", "bridge") else (),
+            address=endpoint.wanted_address,
+            mac=endpoint.wanted_mac or config.text("MacAddress"),
+            ports=tuple(_ports(host.fields("PortBindings"))),
+            expose=config.keys("ExposedPorts"),
+            publish_all=host.flag("PublishAllPorts"),
             extra_hosts=host.texts("ExtraHosts"),
             init=host.flag("Init"),
             restart=_restart(host.fields("RestartPolicy")),
@@ -117,6 +124,7 @@ def to_request(config: Fields) -> Wanted:
         ),
         warnings,
         size,
+        more_endpoints(config),
     )
 
 
@@ -159,8 +167,35 @@ def _device(fields: Fields) -> str:
     return ":".join((host, *words))
 
 
-def _network(mode: str) -> str:
-    return "none" if mode in ("", "default", "bridge") else mode
+def _ports(bindings: Fields) -> list[str]:
+    """HostConfig.PortBindings in the words of -p."""
+    found = []
+    for key in bindings.value:
+        for binding in bindings.list(key):
+            address = binding.text("HostIp")
+            address = f"[{address}]" if ":" in address else address
+            found.append(f"{address}:{binding.text('HostPort')}:{key}")
+    return found
+
+
+def _first_endpoint(config: Fields, mode: str) -> Fields:
+    """NetworkingConfig's words on the network `mode`."""
+    endpoints = config.fields("NetworkingConfig").fields("EndpointsConfig")
+    return endpoints.fields(mode) if mode in endpoints.value else Fields.of({})
+
+
+def more_endpoints(config: Fields) -> list[Endpoint]:
+    """The networks of NetworkingConfig besides HostConfig.NetworkMode."""
+    mode = config.fields("HostConfig").text("NetworkMode") or "default"
+    endpoints = config.fields("NetworkingConfig").fields("EndpointsConfig")
+    names = [name for name in endpoints.value if name != mode]
+    return [endpoint_of(name, endpoints.fields(name)) for name in names if mode not in ("host", "none")]
+
+
+def endpoint_of(name: str, fields: Fields) -> Endpoint:
+    """An EndpointSettings of the API."""
+    address = fields.fields("IPAMConfig").text("IPv4Address")
+    return Endpoint(name, fields.texts("Aliases"), address, fields.text("MacAddress"))
 
 
 def _nano_cpus(host: Fields) -> int:

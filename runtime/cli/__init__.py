@@ -36,6 +36,7 @@ COMMANDS = {
     "login": "runtime.cli.registry:login",
     "logout": "runtime.cli.registry:logout",
     "logs": "runtime.cli.containers:logs",
+    "network": "runtime.cli.networks:network",
     "pause": "runtime.cli.containers:pause",
     "port": "runtime.cli.watching:port",
     "ps": "runtime.cli.containers:ps",

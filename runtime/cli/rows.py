@@ -28,14 +28,14 @@ def container_row(subject: Container, whole: bool) -> dict[str, Any]:
         "Command": json.dumps(command, ensure_ascii=False),
         "CreatedAt": f"{created:%Y-%m-%d %H:%M:%S} +0000 UTC",
         "RunningFor": ago(created),
-        "Ports": "",
+        "Ports": ", ".join(_ports(subject)),
         "State": "created" if subject.state.status == "starting" else subject.state.status,
         "Status": status(subject),
         "Names": subject.name,
         "Labels": _labels(subject.labels),
         "Mounts": ",".join(sources),
         "LocalVolumes": str(sum(mount.kind == "volume" for mount in subject.mounts)),
-        "Networks": subject.request.network,
+        "Networks": ",".join(end.network for end in subject.endpoints) or subject.request.network,
         "Size": "0B",
     }
 
@@ -57,6 +57,18 @@ def status(subject: Container) -> str:
     if state.status == "exited":
         return f"Exited ({state.exit_code}) {ago(_moment(state.finished_at), now)}"
     return "Created"
+
+
+def _ports(subject: Container) -> list[str]:
+    """docker ps's PORTS: where those of a running container are published, and what else it has."""
+    if not subject.state.live:
+        return []
+    shown = []
+    for port in subject.state.ports:
+        host = f"[{port.host_ip}]" if ":" in port.host_ip else port.host_ip
+        shown.append(f"{host}:{port.host}->{port.key}")
+    known = {port.key for port in subject.state.ports}
+    return [*shown, *(key for key in subject.exposed if key not in known)]
 
 
 def _moment(stamp: str) -> datetime:

@@ -67,7 +67,22 @@ _OPTIONS = [
         "--volumes-from", multiple=True, metavar="CONTAINER[:ro]", help="All that CONTAINER has mounted."
     ),
     click.option("--shm-size", default="64m", metavar="SIZE", help="The size of /dev/shm."),
-    click.option("--network", "--net", default="none", metavar="none|host", help="Which network it is in."),
+    click.option(
+        *("--network", "--net"), default="", metavar="NETWORK", help="bridge, host, none, container:NAME, …"
+    ),
+    click.option(
+        "--network-alias", "aliases", multiple=True, metavar="NAME", help="One more name of it there."
+    ),
+    click.option("--ip", "address", default="", metavar="IP", help="Its address there."),
+    click.option("--mac-address", "mac", default="", metavar="MAC", help="Its hardware address there."),
+    click.option(
+        *("-p", "--publish", "ports"),
+        multiple=True,
+        metavar="[[IP:]HOST:]PORT[/udp]",
+        help="Let its PORT be reached at the host's.",
+    ),
+    click.option("-P", "--publish-all", is_flag=True, help="Publish all exposed ports, anywhere."),
+    click.option("--expose", multiple=True, metavar="PORT[/udp]", help="Say that it has this port."),
     click.option("--pid", default="", metavar="host|container:NAME", help="Whose processes it sees."),
     click.option(
         "--ipc", default="", metavar="MODE", help="host, container:NAME, shareable, private or none."
@@ -179,7 +194,13 @@ def to_request(options: dict[str, Any], attached: bool) -> Request:
             *map(mounts.parse_mount, options["mount_texts"]),
             *map(mounts.parse_tmpfs, options["tmpfs"]),
         ),
-        network=options["network"],
+        network=options["network"] or "default",
+        network_aliases=options["aliases"],
+        address=options["address"],
+        mac=options["mac"],
+        ports=options["ports"],
+        expose=options["expose"],
+        publish_all=options["publish_all"],
         extra_hosts=options["add_host"],
         init=options["init"],
         restart=options["restart"],

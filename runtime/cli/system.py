@@ -104,8 +104,8 @@ def _usage_row(one: usage.Usage) -> dict[str, Any]:
 @prune_options
 @pass_root
 def prune(root: Root, everything: bool, with_volumes: bool, conditions: tuple[str, ...], force: bool) -> None:
-    """Remove all that nobody uses: containers that do not run, images without a name."""
-    what = ["all stopped containers"]
+    """Remove all that nobody uses: containers that do not run, networks, images without a name."""
+    what = ["all stopped containers", "all networks not used by at least one container"]
     what += ["all anonymous volumes not used by at least one container"] if with_volumes else []
     what += ["all images that no container is made of" if everything else "all dangling images"]
     lines = "\n".join(f"  - {line}" for line in what)
@@ -113,6 +113,7 @@ def prune(root: Root, everything: bool, with_volumes: bool, conditions: tuple[st
     filters = prune_filters(conditions)
     root = root.prepare()
     parts = [("Containers", pruning.containers(root, filters))]
+    parts.append(("Networks", pruning.networks_(root, filters)))
     if with_volumes:
         parts.append(("Volumes", pruning.volumes_(root, filters, everything=False)))
     parts.append(("Images", pruning.images(root, open_store(root), filters, everything)))

@@ -7,6 +7,7 @@ One directory for each container, named by its ID:
     init/             the lowest of our own layers: what the runtime mounts onto, as the image lacks it
     upper/ work/      the copy-on-write layer
     rootfs/           where the union is mounted while the container runs
+    netns, netavark/  its network namespace, and how it was connected to networks
     shm/              its /dev/shm, if others may share that
     oci/              the OCI runtime's own state
     run-N/            the Nth start: config.json, conmon's pid files, attach socket, exit code
@@ -35,6 +36,7 @@ from typing import Any, Literal
 
 from runtime.containers.mounts import Mount
 from runtime.containers.names import random_name
+from runtime.containers.ports import Port
 from runtime.errors import NotFound, RuntimeFailure
 from runtime.root import Root
 
@@ -60,6 +62,23 @@ class Healthcheck:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """A container's place in a network: what was asked for, and as long as it runs what it has."""
+
+    network: str
+    aliases: tuple[str, ...] = ()  # more names of it there
+    wanted_address: str = ""
+    wanted_mac: str = ""
+    network_id: str = ""
+    address: str = ""
+    last_address: str = ""  # that it gets again if it can
+    prefix: int = 0
+    gateway: str = ""
+    mac: str = ""
+    interface: str = ""
+
+
+@dataclass(frozen=True)
 class Request:
     """What the user asked for, in the words of docker run; the image supplies what is None or empty."""
 
@@ -77,7 +96,13 @@ class Request:
     remove: bool = False
     read_only: bool = False
     mounts: tuple[Mount, ...] = ()
-    network: str = "none"
+    network: str = "none"  # none, host, container:ID or a network's name
+    network_aliases: tuple[str, ...] = ()
+    address: str = ""
+    mac: str = ""
+    ports: tuple[str, ...] = ()  # as -p has them
+    expose: tuple[str, ...] = ()
+    publish_all: bool = False
     extra_hosts: tuple[str, ...] = ()
     memory: int = 0
     nano_cpus: int = 0
@@ -134,7 +159,7 @@ class Process:
 
 @dataclass(frozen=True)
 class State:
-    """How the container is; of the record's other fields only its name and limits ever change."""
+    """How the container is; of the record's other fields only name, limits and networks ever change."""
 
     status: Status = "created"
     pid: int = 0
@@ -148,6 +173,7 @@ class State:
     restart_delay: float = 0.0  # seconds; how long the policy waited, or waits, before the last restart
     stopped: bool = False  # somebody stopped or killed it: the policy does not restart it
     runtime: str = ""  # the OCI runtime that holds it
+    ports: tuple[Port, ...] = ()  # published, as long as it runs
 
     @property
     def live(self) -> bool:
@@ -175,6 +201,8 @@ class Container:
     mounts: tuple[Mount, ...]  # all of them, anonymous volumes by name
     labels: dict[str, str]
     healthcheck: Healthcheck | None = None  # what the image's and the request's come to
+    endpoints: tuple[Endpoint, ...] = ()  # the networks that it is in
+    exposed: tuple[str, ...] = ()  # ports that the image or the request names: 80/tcp
     state: State = State()
 
     @property
@@ -191,6 +219,11 @@ class Container:
     def shm(self) -> Path:
         """The /dev/shm of a container that lets others share it."""
         return self.directory / "shm"
+
+    @property
+    def netns(self) -> Path:
+        """Where the network namespace of a running container is mounted, if it has one that we made."""
+        return self.directory / "netns"
 
     @property
     def log(self) -> Path:
@@ -244,7 +277,9 @@ def load(directory: Path) -> Container:
         record["healthcheck"] = _healthcheck(record.get("healthcheck"))
         record["process"] = Process(**_tuples(record["process"]))
         record["mounts"] = _mounts(record["mounts"])
-        record["state"] = State(**record["state"])
+        record["endpoints"] = tuple(Endpoint(**_tuples(one)) for one in record.get("endpoints", ()))
+        ports = tuple(Port(**port) for port in record["state"].get("ports", ()))
+        record["state"] = State(**{**record["state"], "ports": ports})
         return Container(directory=directory, **_tuples(record))
     except (ValueError, KeyError, TypeError) as error:
         raise RuntimeFailure(f"{directory / 'container.json'} is damaged: {error}") from error

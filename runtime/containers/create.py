@@ -15,6 +15,9 @@ from runtime.containers import (
     health,
     mounts,
     namespaces,
+    netavark,
+    networks,
+    ports,
     restart,
     rotation,
     seccomp,
@@ -22,11 +25,11 @@ from runtime.containers import (
     ulimits,
     volumes,
 )
-from runtime.containers.container import Container, Process, Request, find, now, publish
+from runtime.containers.container import Container, Endpoint, Process, Request, find, now, publish
 from runtime.containers.layers import Layers, make_init_layer
 from runtime.containers.mounts import Mount
 from runtime.containers.names import check_name, new_id
-from runtime.containers.network import check_address, check_host, check_network
+from runtime.containers.network import check_address, check_host
 from runtime.containers.telling import tell
 from runtime.errors import RuntimeFailure
 from runtime.images.documents import ImageConfig
@@ -54,8 +57,9 @@ def create(root: Root, image: Image, request: Request, name: str = "") -> Contai
         request,
         pid=namespaces.settled(root, request.pid, "pid"),
         ipc=namespaces.settled(root, request.ipc, "ipc"),
-        network=namespaces.settled(root, request.network, "network"),
+        network=_network(root, request),
     )
+    endpoints = _endpoints(request)
     wanted = mounts.combine(request.mounts, image.config.volumes, _shared_mounts(root, request.volumes_from))
     for mount in wanted:
         if mount.kind == "bind" and not mount.create_source and not os.path.exists(mount.source):
@@ -78,6 +82,8 @@ def create(root: Root, image: Image, request: Request, name: str = "") -> Contai
                 mounts=named,
                 labels={**image.config.labels, **request.labels},
                 healthcheck=healthcheck,
+                endpoints=endpoints,
+                exposed=_exposed(request, image.config),
             ),
         )
     except BaseException:
@@ -163,7 +169,12 @@ def signal_number(name: str) -> int:
 
 
 def _check(request: Request) -> None:
-    check_network(request.network)
+    for text in request.ports:
+        ports.parse(text)
+    for text in request.expose:
+        ports.parse_exposed(text)
+    if request.address:
+        check_address(request.address, "--ip")
     for entry in request.extra_hosts:
         check_host(entry)
     for text in request.ulimits:
@@ -193,6 +204,45 @@ def _check(request: Request) -> None:
     seccomp.profile(request.seccomp, ())
     if request.hostname and len(request.hostname) > 64:
         raise RuntimeFailure(f"invalid hostname: {request.hostname}", 125)
+
+
+def _network(root: Root, request: Request) -> str:
+    """The network that was asked for by any of its names, or the default one.
+
+    Raises RuntimeFailure when there is none, or it cannot be had with what else was asked for.
+    """
+    mode = request.network
+    if mode in ("", "default"):
+        mode = networks.default_network()
+        if mode == "none" and (request.ports or request.publish_all):
+            netavark.needed()
+    if mode.startswith(namespaces.JOIN):
+        if request.ports or request.publish_all or request.expose:
+            raise RuntimeFailure(
+                "conflicting options: port publishing and the container type network mode", 125
+            )
+        return namespaces.settled(root, mode, "network")
+    network = networks.find(root, mode)
+    if network.driver == "bridge":
+        netavark.needed()
+    own = network.name not in networks.BUILT_IN
+    if (request.address or request.network_aliases) and not own:
+        what = "user specified IP address" if request.address else "network-scoped aliases"
+        raise RuntimeFailure(f"{what} is supported on user defined networks only", 125)
+    return network.name
+
+
+def _endpoints(request: Request) -> tuple[Endpoint, ...]:
+    if request.network in ("host", "none") or request.network.startswith(namespaces.JOIN):
+        return ()
+    return (Endpoint(request.network, request.network_aliases, request.address, request.mac),)
+
+
+def _exposed(request: Request, image: ImageConfig) -> tuple[str, ...]:
+    """The ports that the image, --expose and -p name, as keys like 80/tcp."""
+    keys = [key for text in (*image.exposed_ports, *request.expose) for key in ports.parse_exposed(text)]
+    keys += [port.key for text in request.ports for port in ports.parse(text)]
+    return tuple(dict.fromkeys(keys))
 
 
 def check_limits(request: Request) -> None:

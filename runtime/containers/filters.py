@@ -88,5 +88,8 @@ _FILTERS: dict[str, Callable[[Container, str], bool]] = {
         subject.state.status == "exited" and str(subject.state.exit_code) == value
     ),
     "volume": lambda subject, value: any(value in (mount.source, mount.target) for mount in subject.mounts),
-    "network": lambda subject, value: subject.request.network == value,
+    "network": lambda subject, value: (
+        subject.request.network == value
+        or any(value in (end.network, end.network_id) for end in subject.endpoints)
+    ),
 }

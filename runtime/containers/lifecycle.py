@@ -19,6 +19,7 @@ from runtime.containers import (
     monitor,
     namespaces,
     network,
+    networks,
     oci,
     rootfs,
     rotation,
@@ -148,12 +149,14 @@ def _create(root: Root, container: Container, warn: Warn, window: tuple[int, int
         keeps=[lock_descriptor(container.directory)],
     )
     request = container.request
+    if container.endpoints:
+        container = networks.attach(root, container)
     config = spec.config(
         container,
         users.resolve(container.rootfs, container.process.user, request.group_add),
         _sources(root, container),
         network.write_files(root, container),
-        namespaces.namespaces(root, container, None),
+        namespaces.namespaces(root, container, container.netns if container.endpoints else None),
         _shm(root, container),
         window,
         warn,

@@ -5,13 +5,15 @@ from __future__ import annotations
 import ipaddress
 from pathlib import Path
 
+from runtime.containers import networks
 from runtime.containers.container import Container
-from runtime.containers.namespaces import JOIN, joined
+from runtime.containers.namespaces import joined
 from runtime.containers.spec import hostname
 from runtime.errors import RuntimeFailure
 from runtime.root import Root
 
-NETWORKS = ("none", "host")
+#: In --add-host: the host, as the container reaches it.
+_GATEWAY = "host-gateway"
 
 _FILES = ("hostname", "hosts", "resolv.conf")
 
@@ -24,26 +26,23 @@ ff02::2\tip6-allrouters
 """
 
 
-def check_network(name: str) -> str:
-    """`name` itself when there is such a network.
-
-    Raises RuntimeFailure when there is not.
-    """
-    if name not in NETWORKS and not name.startswith(JOIN):
-        raise RuntimeFailure(f"network {name} not found: there is {' and '.join(NETWORKS)}", 125)
-    return name
-
-
 def check_host(entry: str) -> str:
-    """`entry` itself when it is HOST:IP, what --add-host takes.
+    """`entry` itself when it is HOST:IP (or HOST=IP), what --add-host takes; IP may be host-gateway.
 
     Raises RuntimeFailure when it is not.
     """
-    host, _, address = entry.partition(":")
+    host, address = _host_entry(entry)
     if not host or not address or any(char.isspace() for char in host):
         raise RuntimeFailure(f"bad format for add-host: '{entry}' (expected HOST:IP)", 125)
-    check_address(address.removeprefix("[").removesuffix("]"), "add-host")
+    if address != _GATEWAY:
+        check_address(address.removeprefix("[").removesuffix("]"), "add-host")
     return entry
+
+
+def _host_entry(entry: str) -> tuple[str, str]:
+    split = "=" if "=" in entry else ":"
+    host, _, address = entry.partition(split)
+    return host, address
 
 
 def check_address(text: str, what: str) -> str:
@@ -68,12 +67,11 @@ def write_files(root: Root, container: Container) -> dict[str, Path]:
     if other is not None:
         return {f"/etc/{name}": other.directory / name for name in _FILES}
     name = hostname(container)
-    host_network = container.request.network == "host"
-    hosts = _host_file("/etc/hosts") if host_network else f"{_LOCALHOST}127.0.0.1\t{name}\n"
-    for entry in container.request.extra_hosts:
-        host, _, address = entry.partition(":")
-        hosts += f"{address.removeprefix('[').removesuffix(']')}\t{host}\n"
-    contents = {"hostname": f"{name}\n", "hosts": hosts, "resolv.conf": _resolver(container)}
+    contents = {
+        "hostname": f"{name}\n",
+        "hosts": _hosts(container, name),
+        "resolv.conf": _resolver(root, container),
+    }
     files = {}
     for file_name, content in contents.items():
         path = container.directory / file_name
@@ -83,21 +81,59 @@ def write_files(root: Root, container: Container) -> dict[str, Path]:
     return files
 
 
-def _resolver(container: Container) -> str:
-    """resolv.conf(5): the host's, with what was asked for in the place of its own lines."""
+def _hosts(container: Container, name: str) -> str:
+    """hosts(5)."""
     request = container.request
-    wanted = {"nameserver": request.dns, "search": request.dns_search, "options": request.dns_options}
-    lines = [
-        line
-        for line in _host_file("/etc/resolv.conf").splitlines(keepends=True)
-        if not wanted.get((line.split() or [""])[0])
+    gateway = next((end.gateway for end in container.endpoints if end.gateway), "")
+    if request.network == "host":
+        text, gateway = _host_file("/etc/hosts"), "127.0.0.1"
+    else:
+        names = f"{name}.{request.domainname} {name}" if request.domainname else name
+        addresses = [end.address for end in container.endpoints if end.address] or ["127.0.0.1"]
+        text = _LOCALHOST + "".join(f"{address}\t{names}\n" for address in addresses)
+    for entry in request.extra_hosts:
+        host, address = _host_entry(entry)
+        address = gateway if address == _GATEWAY else address.removeprefix("[").removesuffix("]")
+        text += f"{address}\t{host}\n" if address else ""
+    return text
+
+
+def _resolver(root: Root, container: Container) -> str:
+    """resolv.conf(5): the host's, with what was asked for in the place of its own lines.
+
+    In networks with names their server comes first; it asks the host's servers what it does not know. A
+    server on the host's loopback, which is not the container's, is left out.
+    """
+    request = container.request
+    asked = list(request.dns)
+    ours = [
+        end.gateway
+        for end in container.endpoints
+        if end.gateway and networks.find(root, end.network).has_names
     ]
-    lines += [f"nameserver {address}\n" for address in request.dns]
+    own_network = bool(container.endpoints)
+    text = _host_file("/etc/resolv.conf")
+    if own_network and not _servers(text, own_network):
+        text = _host_file("/run/systemd/resolve/resolv.conf")
+    servers = [*ours, *asked] if ours else asked or _servers(text, own_network)
+    lines = [f"nameserver {address}" for address in servers]
+    kept = {"search": request.dns_search, "options": request.dns_options}
+    for line in text.splitlines():
+        word = (line.split() or [""])[0]
+        if word != "nameserver" and not kept.get(word):
+            lines.append(line)
     if request.dns_search and request.dns_search != (".",):
-        lines.append(f"search {' '.join(request.dns_search)}\n")
+        lines.append(f"search {' '.join(request.dns_search)}")
     if request.dns_options:
-        lines.append(f"options {' '.join(request.dns_options)}\n")
-    return "".join(lines)
+        lines.append(f"options {' '.join(request.dns_options)}")
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _servers(text: str, without_loopback: bool) -> list[str]:
+    found = [
+        line.split()[1] for line in text.splitlines() if line.startswith("nameserver ") and line.split()[1:]
+    ]
+    return [address for address in found if not (without_loopback and address.startswith(("127.", "::1")))]
 
 
 def _host_file(path: str) -> str:

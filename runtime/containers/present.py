@@ -5,13 +5,17 @@ The field names are those of the Docker Engine API (ContainerInspect, ImageInspe
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from typing import Any
 
-from runtime.containers import cgroups, devices, health, restart, ulimits
-from runtime.containers.container import Container, Healthcheck
+from runtime.containers import cgroups, devices, health, networks, ports, restart, ulimits
+from runtime.containers.container import Container, Endpoint, Healthcheck
 from runtime.containers.create import lower_layers
 from runtime.containers.health import Health
 from runtime.containers.mounts import Mount
+from runtime.containers.networks import Network
+from runtime.containers.ports import Port
 from runtime.containers.spec import hostname
 from runtime.containers.volumes import Volume
 from runtime.images.store import Image
@@ -60,6 +64,10 @@ def container(root: Root, subject: Container) -> Json:
                 mount.target: ",".join(mount.options) for mount in request.mounts if mount.kind == "tmpfs"
             },
             "NetworkMode": request.network,
+            "PortBindings": _bindings(
+                [port for text in request.ports for port in ports.parse(text)], chosen=False
+            ),
+            "PublishAllPorts": request.publish_all,
             "RestartPolicy": {"Name": policy, "MaximumRetryCount": maximum},
             "AutoRemove": request.remove,
             "CapAdd": list(request.cap_add) or None,
@@ -112,6 +120,7 @@ def container(root: Root, subject: Container) -> Json:
         "Config": {
             "Hostname": hostname(subject),
             "Domainname": request.domainname,
+            **({"ExposedPorts": {key: {} for key in subject.exposed}} if subject.exposed else {}),
             "User": process.user,
             "AttachStdin": request.stdin_once,
             "Tty": request.tty,
@@ -128,7 +137,88 @@ def container(root: Root, subject: Container) -> Json:
             "StopTimeout": request.stop_timeout,
             **({"Healthcheck": _healthcheck(subject.healthcheck)} if subject.healthcheck else {}),
         },
-        "NetworkSettings": {"Networks": {request.network: {}}, "Ports": {}},
+        "NetworkSettings": _network_settings(subject),
+    }
+
+
+def _network_settings(subject: Container) -> Json:
+    running = subject.state.live
+    first = subject.endpoints[0] if subject.endpoints else Endpoint("")
+    published: Json = dict.fromkeys(subject.exposed) if running else {}
+    found = {end.network: _endpoint(subject, end) for end in subject.endpoints}
+    return {
+        "SandboxID": subject.id if running else "",
+        "SandboxKey": str(subject.netns) if running and subject.endpoints else "",
+        "Ports": published | _bindings(subject.state.ports),
+        "EndpointID": _endpoint_id(subject, first),
+        "Gateway": first.gateway,
+        "IPAddress": first.address,
+        "IPPrefixLen": first.prefix if first.address else 0,
+        "MacAddress": first.mac,
+        "Networks": found or ({} if ":" in subject.request.network else {subject.request.network: {}}),
+    }
+
+
+def _endpoint(subject: Container, end: Endpoint) -> Json:
+    own = end.network != "bridge"
+    return {
+        "IPAMConfig": {"IPv4Address": end.wanted_address} if end.wanted_address else None,
+        "Links": None,
+        "Aliases": list(end.aliases) or None,
+        "MacAddress": end.mac,
+        "NetworkID": end.network_id,
+        "EndpointID": _endpoint_id(subject, end),
+        "Gateway": end.gateway,
+        "IPAddress": end.address,
+        "IPPrefixLen": end.prefix if end.address else 0,
+        "DNSNames": [subject.name, *end.aliases, subject.id[:12]] if own else None,
+    }
+
+
+def _endpoint_id(subject: Container, end: Endpoint) -> str:
+    """64 hexadecimal digits that are the same as long as the container is in the network."""
+    if not end.address:
+        return ""
+    return hashlib.sha256(f"{subject.id} {end.network_id}".encode()).hexdigest()
+
+
+def _bindings(published: Iterable[Port], chosen: bool = True) -> Json:
+    found: Json = {}
+    for port in published:
+        host = str(port.host) if port.host or chosen else ""
+        found.setdefault(port.key, []).append({"HostIp": port.host_ip, "HostPort": host})
+    return found
+
+
+def network(root: Root, subject: Network) -> Json:
+    """What docker network inspect shows."""
+    config = [{"Subnet": subject.subnet, "Gateway": subject.gateway}] if subject.subnet else []
+    return {
+        "Name": subject.name,
+        "Id": subject.id,
+        "Created": subject.created,
+        "Scope": "local",
+        "Driver": subject.driver,
+        "EnableIPv4": True,
+        "EnableIPv6": False,
+        "IPAM": {"Driver": "default", "Options": {}, "Config": config},
+        "Internal": subject.internal,
+        "Attachable": False,
+        "Ingress": False,
+        "ConfigFrom": {"Network": ""},
+        "ConfigOnly": False,
+        "Containers": {
+            container.id: {
+                "Name": container.name,
+                "EndpointID": _endpoint_id(container, end),
+                "MacAddress": end.mac,
+                "IPv4Address": f"{end.address}/{end.prefix}",
+                "IPv6Address": "",
+            }
+            for container, end in networks.members(root, subject)
+        },
+        "Options": dict(subject.options),
+        "Labels": dict(subject.labels),
     }
 
 

@@ -8,11 +8,12 @@ does it. So the record is changed last.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 from pathlib import Path
 
-from runtime.containers import cgroups, health, monitor, restart, rootfs, rotation, volumes
+from runtime.containers import cgroups, health, monitor, netavark, restart, rootfs, rotation, volumes
 from runtime.containers.container import Container, Gone, discard, load_all, lock_is_free, locked, now
 from runtime.containers.oci import Runtime
 from runtime.containers.telling import tell
@@ -56,13 +57,16 @@ def settle(root: Root, container: Container) -> Container:
 def abandon(container: Container, error: str, exit_code: int = 0) -> Container:
     """Undo a start that did not come to its end: the container is as it was created."""
     _tear_down(container)
-    return container.with_state(status="created", pid=0, error=error, exit_code=exit_code).save()
+    undone = container.with_state(status="created", pid=0, error=error, exit_code=exit_code)
+    return _disconnected(undone).save()
 
 
 def abandon_restart(container: Container, error: str, exit_code: int) -> None:
     """Undo a restart by the policy that did not come to its end; it is tried again if that says so."""
     _tear_down(container)
-    ended = container.with_state(status="exited", pid=0, error=error, exit_code=exit_code, finished_at=now())
+    ended = _disconnected(
+        container.with_state(status="exited", pid=0, error=error, exit_code=exit_code, finished_at=now())
+    )
     leave_exit_code(ended)
     _by_policy(ended).save()
 
@@ -107,7 +111,7 @@ def is_accompanied(container: Container) -> bool:
 def _finish(root: Root, container: Container, code: int | None) -> Container:
     oom = cgroups.oom_kills(container.id) > 0 or (container.bundle / "oom").exists()
     _tear_down(container)
-    ended = container.with_state(
+    ended = _disconnected(container).with_state(
         status="exited",
         pid=0,
         exit_code=UNKNOWN_EXIT if code is None else code,
@@ -128,6 +132,12 @@ def _finish(root: Root, container: Container, code: int | None) -> Container:
     return after
 
 
+def _disconnected(container: Container) -> Container:
+    """A container with no address any more."""
+    ends = (dataclasses.replace(one, address="", gateway="", mac="") for one in container.endpoints)
+    return dataclasses.replace(container, endpoints=tuple(ends)).with_state(ports=())
+
+
 def _tear_down(container: Container) -> None:
     """No process, no cgroup, no mount."""
     runtime_of(container).delete(container.id)
@@ -135,6 +145,7 @@ def _tear_down(container: Container) -> None:
     for pid in cgroups.processes(container.id):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+    netavark.disconnect_all(container.directory, container.netns)
     rootfs.unmount(container.rootfs)
     rootfs.unmount(container.shm)
 

@@ -63,7 +63,8 @@ class Unionctl:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self.environment = {**os.environ, "UNIONCTL_ROOT": str(root)}
+        # No test but those of networks changes the machine's network.
+        self.environment = {**os.environ, "UNIONCTL_ROOT": str(root), "UNIONCTL_NETWORK": "none"}
         self.command = [sys.executable, "-c", "from runtime.cli import main; main()"]
 
     def __call__(
