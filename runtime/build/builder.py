@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import tempfile
@@ -32,8 +33,7 @@ from runtime.build.trees import Tree
 from runtime.containers import rootfs, users
 from runtime.errors import NotFound, RuntimeFailure
 from runtime.images.archive import SourceImage
-from runtime.images.making import NewLayer, stage_image, stage_layer, stored_layers, timestamp
-from runtime.images.pack import pack
+from runtime.images.making import OwnLayer, stage_image, stage_upper, stored_layers, timestamp
 from runtime.images.progress import Silent
 from runtime.images.steps import Step
 from runtime.images.store import Image, ImageStore, Intake
@@ -206,7 +206,7 @@ class _Builder:
 
     # Steps
 
-    def _looked_up(self, key: str, state: State, make: Callable[[Path], NewLayer | None] | None) -> Step:
+    def _looked_up(self, key: str, state: State, make: Callable[[Path], OwnLayer | None] | None) -> Step:
         """The step of that key, made if it is not there yet; `make` gives its layer, if it has one.
 
         The state's layers are then those of the step.
@@ -234,10 +234,8 @@ class _Builder:
         self._places += 1
         return _new(self._work / f"place-{self._places}")
 
-    def _pack(self, upper: Path, place: Path) -> NewLayer:
-        return stage_layer(
-            place / "layer", lambda out: pack(upper, out, self._clamp), self._request.compression
-        )
+    def _pack(self, upper: Path, place: Path) -> OwnLayer:
+        return stage_upper(upper, place, self._clamp, self._request.compression)
 
     @contextmanager
     def _mounted(self, state: State, place: Path) -> Iterator[Path]:
@@ -289,13 +287,13 @@ class _Builder:
     def _working_dir(self, state: State, words: str) -> None:
         path, user = state.settings.working_dir, str(state.settings.config.get("User") or "")
 
-        def make(place: Path) -> NewLayer | None:
+        def make(place: Path) -> OwnLayer | None:
             with self._mounted(state, place) as merged:
                 target = Target(merged)
                 try:
                     if not target.is_directory(path):
                         owner = _owner(merged, user) if user else (0, 0)
-                        target.make_directories(path, Look(owner, time_ns=self._now()))
+                        os.close(target.make_directories(path, Look(owner, time_ns=self._now())))
                 finally:
                     target.close()
             return self._pack(place / "upper", place) if any((place / "upper").iterdir()) else None
@@ -325,7 +323,7 @@ class _Builder:
                 place=self._new_place(),
             )
 
-        def make(place: Path) -> NewLayer:
+        def make(place: Path) -> OwnLayer:
             found = copies or find()
             with self._mounted(state, place) as merged:
                 owner = _chown(instruction, merged, words.chown) if words.chown else None
@@ -357,8 +355,8 @@ class _Builder:
         if self._epoch is not None and "SOURCE_DATE_EPOCH" not in settings.environment:
             hidden["SOURCE_DATE_EPOCH"] = str(self._epoch)
 
-        def make(place: Path) -> NewLayer:
-            layers: list[NewLayer] = []
+        def make(place: Path) -> OwnLayer:
+            layers: list[OwnLayer] = []
             with ExitStack() as stack:
                 preparer = run_mounts.Preparer(
                     _new(place / "mounts"),

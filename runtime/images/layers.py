@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from runtime.images.workspace import sync_directory
@@ -46,6 +46,14 @@ def chain_id(diff_ids: Sequence[str]) -> str:
     for diff_id in diff_ids[1:]:
         chain = f"sha256:{hashlib.sha256(f'{chain} {diff_id}'.encode()).hexdigest()}"
     return chain
+
+
+def stage_tree(tree: Path, diff_id: str, size: int, entries: int, staged: Path) -> None:
+    """Move a directory that is the whole layer `diff_id` into `staged`, for `LayerStore.adopt` to take."""
+    directory = staged / diff_id.removeprefix("sha256:")
+    directory.mkdir()
+    (directory / "layer.json").write_text(json.dumps(asdict(Record(diff_id, size, entries, standalone=True))))
+    tree.rename(directory / "diff")
 
 
 class LayerStore:

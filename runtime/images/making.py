@@ -14,8 +14,10 @@ from runtime.errors import RuntimeFailure
 from runtime.images.archive import Blob, SourceImage
 from runtime.images.compress import SUFFIXES, Writable, compressed
 from runtime.images.documents import OCI_CONFIG, OCI_MANIFEST, Descriptor, ImageConfig
+from runtime.images.pack import Packed, pack, strip
 from runtime.images.reference import Reference
 from runtime.images.store import Intake
+from runtime.images.tarwriter import Clamp
 
 WriteTar = Callable[[Writable], object]
 
@@ -27,6 +29,14 @@ class NewLayer:
     diff_id: str
     blob: Blob
     descriptor: Descriptor
+
+
+@dataclass(frozen=True)
+class OwnLayer(NewLayer):
+    """One whose tree is there already: the directory `tree` is what `packed` was made of."""
+
+    tree: Path
+    packed: Packed
 
 
 class _Summed:
@@ -61,6 +71,19 @@ def stage_layer(path: Path, write_tar: WriteTar, compression: str = "gzip") -> N
     media_type = f"application/vnd.oci.image.layer.v1.tar{SUFFIXES[compression]}"
     descriptor = Descriptor(media_type, outer.digest, outer.size, {}, None)
     return NewLayer(plain.digest, Blob(path, outer.digest, outer.size), descriptor)
+
+
+def stage_upper(upper: Path, place: Path, clamp: Clamp, compression: str = "gzip") -> OwnLayer:
+    """Make a layer of the directory `upper`, which is moved to the directory `place`: nothing is copied.
+
+    Raises RuntimeFailure as `pack` does.
+    """
+    strip(upper, clamp)
+    tree = place / "tree"
+    upper.rename(tree)
+    packed: list[Packed] = []
+    layer = stage_layer(place / "layer", lambda out: packed.append(pack(tree, out, clamp)), compression)
+    return OwnLayer(layer.diff_id, layer.blob, layer.descriptor, tree, packed[0])
 
 
 def stored_layers(intake: Intake, descriptors: Sequence[Descriptor]) -> list[tuple[Blob, Descriptor]]:

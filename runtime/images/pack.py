@@ -8,16 +8,20 @@ and not two.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
+from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.errors import RuntimeFailure
 from runtime.images.compress import Writable
 from runtime.images.tarwriter import NO_CLAMP, Clamp, TarWriter
+from runtime.images.unpack import DRIVER_XATTRS
 from unionfs.whiteout import (
     MARKER_PREFIX,
     OPAQUE_MARKER,
+    OPAQUE_XATTRS,
     OVERLAY_PREFIXES,
     WHITEOUT_XATTRS,
     Opaque,
@@ -28,12 +32,23 @@ from unionfs.whiteout import (
 )
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: xattrs that are a driver's, and of them those that say what the layer hides.
+_UNIONS_OWN = ("trusted.", *DRIVER_XATTRS)
+_MEANT = {*OPAQUE_XATTRS, *WHITEOUT_XATTRS}
 #: With these, what a directory or a file holds stands somewhere else.
 _ELSEWHERE = {prefix + word for prefix in OVERLAY_PREFIXES for word in ("redirect", "metacopy")}
 
 
-def pack(upper: Path, out: Writable, clamp: Clamp = NO_CLAMP) -> int:
-    """Write the layer tar of the directory `upper` to `out`; give the number of its entries.
+@dataclass(frozen=True)
+class Packed:
+    """What went into a layer tar: the bytes of its files, and how many entries."""
+
+    size: int
+    entries: int
+
+
+def pack(upper: Path, out: Writable, clamp: Clamp = NO_CLAMP) -> Packed:
+    """Write the layer tar of the directory `upper` to `out`.
 
     What goes while it is read (the container may run) is left out. Raises RuntimeFailure for an upper
     directory of a union with redirect_dir or metacopy.
@@ -43,6 +58,48 @@ def pack(upper: Path, out: Writable, clamp: Clamp = NO_CLAMP) -> int:
         return _Packer(out, clamp).run(fd)
     finally:
         os.close(fd)
+
+
+def strip(upper: Path, clamp: Clamp = NO_CLAMP) -> None:
+    """Take from the directory `upper` what its layer tar does not have, so that the directory is the layer.
+
+    Those are sockets, xattrs that a union has left, and times later than `clamp`. A server that still holds
+    the directory is waited for. Raises RuntimeFailure as `pack` does.
+    """
+    fd = os.open(upper, _DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        _strip_directory(fd, clamp)
+    finally:
+        os.close(fd)
+
+
+def _strip_directory(fd: int, clamp: Clamp) -> None:
+    for name in map(os.fsencode, os.listdir(fd)):
+        state = os.lstat(name, dir_fd=fd)
+        if stat.S_ISSOCK(state.st_mode):
+            os.unlink(name, dir_fd=fd)
+            continue
+        _strip_xattrs(b"/proc/self/fd/%d/%s" % (fd, name), name)
+        if stat.S_ISDIR(state.st_mode):
+            child = os.open(name, _DIRECTORY, dir_fd=fd)
+            try:
+                _strip_directory(child, clamp)
+            finally:
+                os.close(child)
+        # Last: what is taken from a directory changes its time.
+        time_ns = clamp.apply(state.st_mtime_ns)
+        if stat.S_ISDIR(state.st_mode) or time_ns != state.st_mtime_ns:
+            os.utime(name, ns=(time_ns, time_ns), dir_fd=fd, follow_symlinks=False)
+    _strip_xattrs(b"/proc/self/fd/%d/." % fd, b".")
+
+
+def _strip_xattrs(path: bytes, shown: bytes) -> None:
+    for name in os.listxattr(path, follow_symlinks=False):
+        if name in _ELSEWHERE:
+            raise _elsewhere(shown, name)
+        if name.startswith(_UNIONS_OWN) and name not in _MEANT:
+            os.removexattr(path, name, follow_symlinks=False)
 
 
 def pack_tree(tree: int, out: Writable) -> None:
@@ -72,10 +129,10 @@ class _Packer:
         self._writer = TarWriter(out, clamp)
         self._entries = 0
 
-    def run(self, root: int) -> int:
+    def run(self, root: int) -> Packed:
         self._directory(root, b"")
         self._writer.close()
-        return self._entries
+        return Packed(self._writer.size, self._entries)
 
     def _directory(self, fd: int, prefix: bytes) -> None:
         names = sorted(map(os.fsencode, os.listdir(fd)))
@@ -128,4 +185,8 @@ def _is_xattr_whiteout(fd: int, name: bytes, status: os.stat_result) -> bool:
 def _refuse_elsewhere(fd: int, name: bytes, path: bytes) -> None:
     for xattr in os.listxattr(b"/proc/self/fd/%d/%s" % (fd, name), follow_symlinks=False):
         if xattr in _ELSEWHERE:
-            raise RuntimeFailure(f"{os.fsdecode(path)} cannot be put into a layer: it has {xattr}")
+            raise _elsewhere(path, xattr)
+
+
+def _elsewhere(path: bytes, xattr: str) -> RuntimeFailure:
+    return RuntimeFailure(f"{os.fsdecode(path)} cannot be put into a layer: it has {xattr}")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from runtime.errors import NotFound, RuntimeFailure
 from runtime.images.documents import Descriptor, ImageConfig, Manifest
-from runtime.images.layers import Layer, LayerStore, chain_id
+from runtime.images.layers import Layer, LayerStore, chain_id, stage_tree
 from runtime.images.layout import Layout, name_of, named, origin_of, with_name, without_needless
 from runtime.images.progress import Progress, Silent
 from runtime.images.reference import Reference, parse
@@ -28,7 +28,7 @@ from runtime.root import Root
 
 if TYPE_CHECKING:
     from runtime.images.archive import Blob, SourceImage
-    from runtime.images.making import NewLayer
+    from runtime.images.making import OwnLayer
     from runtime.images.streams import Limits
 
 SHORT_ID = 12
@@ -308,21 +308,17 @@ class ImageStore:
             self.steps.pin(work.name, step)
 
     def keep_step(
-        self, key: str, step: Step, layer: NewLayer | None, work: Path, replace_it: bool = False
+        self, key: str, step: Step, layer: OwnLayer | None, work: Path, replace_it: bool = False
     ) -> Step:
         """Keep what a build's step made; `layer` is its own, the last of the step's, if it made one.
 
         Gives the step to go on with: another build's, if that was faster and `replace_it` is not asked for.
         Raises RuntimeFailure when a layer that it stands on is missing.
         """
-        from runtime.images.streams import Limits
-        from runtime.images.unpack_blob import unpack_blob
-
         staged = work / f"layers-{key}"
         staged.mkdir()
         if layer is not None and self._layers.find(step.diff_ids) is None:
-            below = self.layers_of(step.diff_ids[:-1])
-            unpack_blob(layer.blob, below, layer.diff_id, staged, Silent(), self._limits or Limits())
+            stage_tree(layer.tree, layer.diff_id, layer.packed.size, layer.packed.entries, staged)
         if layer is not None:
             sync_filesystem(work)
         with locked(self._lock):

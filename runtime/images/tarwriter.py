@@ -51,6 +51,7 @@ class TarWriter:
     def __init__(self, out: Writable, clamp: Clamp = NO_CLAMP) -> None:
         self._out = out
         self._clamp = clamp
+        self.size = 0  # the bytes of files that were written
         self._links: dict[tuple[int, int], bytes] = {}
 
     def add(self, parent: int, name: bytes, path: bytes) -> None:
@@ -116,6 +117,7 @@ class TarWriter:
         self._out.write(head)
         for offset, length in segments:
             self._copy(fd, offset, length, path)
+            self.size += length
         self._out.write(bytes(-info.size % _BLOCK))
 
     def _copy(self, fd: int, offset: int, length: int, path: bytes) -> None:

@@ -52,7 +52,7 @@ from unionfs.whiteout import (
 
 XATTR_RECORD = "SCHILY.xattr."
 #: user.* xattrs that a union driver takes as instructions.
-_DRIVER_XATTRS = ("user.overlay.", "user.fuseoverlayfs.", "user.unionfs.", "user.containers.")
+DRIVER_XATTRS = ("user.overlay.", "user.fuseoverlayfs.", "user.unionfs.", "user.containers.")
 _PLAIN_XATTRS = ("user.", "system.posix_acl_")
 _CAPABILITY = "security.capability"
 
@@ -66,7 +66,7 @@ def is_layer_xattr(name: str) -> bool:
     """Whether the xattr `name` is a file's own, and not an instruction to a driver or the kernel."""
     if name == _CAPABILITY:
         return True
-    return name.startswith(_PLAIN_XATTRS) and not name.startswith(_DRIVER_XATTRS)
+    return name.startswith(_PLAIN_XATTRS) and not name.startswith(DRIVER_XATTRS)
 
 
 @dataclass(frozen=True)

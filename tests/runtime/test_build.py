@@ -393,7 +393,7 @@ def test_options(builder: Builder, tmp_path: Path) -> None:
     assert quiet.stderr == b""
     assert (tmp_path / "iid").read_text() == identifier
     assert unionctl.out("images", "-q", "--no-trunc", "two") == identifier
-    assert unionctl.out("inspect", "-f", "{{json .Config.Labels}}", "one") == '{"a": "1", "b": "3"}'
+    assert unionctl.out("inspect", "-f", "{{json .Config.Labels}}", "one") == '{"a":"1","b":"3"}'
     piped = unionctl("build", "-t", "piped", "-", stdin=b"FROM busybox\nLABEL x=y")
     assert b"Successfully tagged piped:latest" in piped.stdout
     context = a_tar({"sub/f": b"f", "sub/D": b"FROM busybox\nCOPY sub/f /f"}, "w:gz")

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 from support.layers import Dir, File, HardLink, Node, Symlink, build, opaque, whiteout
-from support.snapshot import snapshot
+from support.snapshot import differences, snapshot
 
 from runtime.errors import RuntimeFailure
 from runtime.images.compress import compressed
-from runtime.images.pack import pack
+from runtime.images.pack import pack, strip
 from runtime.images.streams import Limits
 from runtime.images.tarwriter import Clamp
 from runtime.images.unpack import unpack
@@ -164,3 +164,22 @@ def test_parallel_gzip_is_gzip(size: int) -> None:
     assert subprocess.run(["gzip", "-dc"], input=result, capture_output=True, check=True).stdout == data
     assert squeezed(777_777) == result
     assert result[4:8] == bytes(4)  # no time
+
+
+def test_a_stripped_directory_is_the_layer(tmp_path: Path) -> None:
+    upper = rich(tmp_path / "upper")
+    build(
+        upper / "more",
+        {"socket": Node(kind=stat.S_IFSOCK), "f": File(xattrs={"trusted.unionfs.origin": b"1@2"})},
+    )
+    clamp = Clamp(1_000_000_000)
+    data = packed(upper, clamp)
+    back = tmp_path / "back"
+    back.mkdir()
+    unpack(io.BytesIO(data), back, "the layer")
+    strip(upper, clamp)
+    one, other = snapshot(back, private=True), snapshot(upper, private=True)
+    for path in (b".", b"gone"):  # the layer's root and a whiteout have no times
+        del one[path], other[path]
+    assert differences(one, other) == []
+    assert packed(upper) == data
