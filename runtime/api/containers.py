@@ -21,6 +21,7 @@ from runtime.containers.container import Container
 from runtime.containers.layers import Layers
 from runtime.containers.settle import settle_all
 from runtime.errors import RuntimeFailure
+from runtime.images.platforms import parse_platform
 from runtime.root import Root
 
 _NOT_MODIFIED = Reply(status=304)
@@ -107,10 +108,13 @@ async def create(daemon: Daemon, call: Call) -> Reply:
     """POST /containers/create?name=…"""
     fields = await call.fields()
     wanted = to_request(fields)
+    text = call.query.text("platform")
+    platform = parse_platform(text) if text else None
 
     def make() -> Container:
         with daemon.store.reading():
-            image = daemon.store.resolve(wanted.request.image)
+            # One for another platform is not there: the client then pulls the one that it wants.
+            image = daemon.store.resolve(wanted.request.image, platform)
             name = call.query.text("name").lstrip("/")
             made = creating.create(daemon.root, image, wanted.request, name)
         for endpoint in wanted.more:

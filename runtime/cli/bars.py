@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import click
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, DownloadColumn, Progress, Task, TaskID, TextColumn
 
@@ -31,16 +32,19 @@ class Bars:
     """A Report on a terminal."""
 
     def __init__(self, rows: Progress) -> None:
-        self._rows = rows
+        self.after: list[str] = []
+        self.rows = rows
         self._tasks: dict[str, TaskID] = {}
         self._lock = threading.Lock()
 
     def say(self, text: str, part: str = "") -> None:
-        """What becomes of a part stands in its row; of the whole, in a line above the rows."""
+        """What becomes of a part stands in its row; of the whole, in a line above the rows, or after them."""
         if part:
             self._update(part, text, moving=False)
+        elif self._tasks:
+            self.after.append(text)
         else:
-            self._rows.console.print(text, markup=False, highlight=False)
+            self.rows.console.print(text, markup=False, highlight=False)
 
     def advance(self, text: str, part: str, current: int, total: int) -> None:
         """The bar of a part."""
@@ -50,13 +54,18 @@ class Bars:
         description = f"{part}: {text}"
         with self._lock:
             if part not in self._tasks:
-                self._tasks[part] = self._rows.add_task(description, total=None, moving=False)
-            self._rows.update(self._tasks[part], description=description, **changes)
+                self._tasks[part] = self.rows.add_task(description, total=None, moving=False)
+            self.rows.update(self._tasks[part], description=description, **changes)
 
 
 @contextmanager
 def bars(err: bool) -> Iterator[Bars]:
     """Rows on standard output, or with `err` on standard error; they stay at the end, as docker's do."""
     columns = (TextColumn("{task.description}", markup=False), _Bar(bar_width=30), _Bytes())
-    with _Rows(*columns, console=Console(stderr=err)) as rows:
-        yield Bars(rows)
+    shown = Bars(_Rows(*columns, console=Console(stderr=err)))
+    try:
+        with shown.rows:
+            yield shown
+    finally:
+        for text in shown.after:
+            click.echo(text, err=err)

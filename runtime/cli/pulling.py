@@ -27,15 +27,11 @@ def have_image(
     wanted = parse_platform(platform) if platform else None
     if when != "always":
         try:
-            found = store.resolve(image)
+            store.resolve(image, wanted)
+            return
         except NotFound:
             if when == "never":
                 raise
-        else:
-            if wanted is None or wanted.runs(found.config.platform):
-                return
-            if when == "never":
-                raise NotFound(f"No such image: {image} for {wanted}, only for {found.config.platform}")
     try:
         name = parse(image)
     except RuntimeFailure:

@@ -20,6 +20,7 @@ from runtime.errors import NotFound, RuntimeFailure
 from runtime.images.documents import Descriptor, ImageConfig, Manifest
 from runtime.images.layers import Layer, LayerStore, chain_id, stage_tree
 from runtime.images.layout import Layout, name_of, named, origin_of, with_name, without_needless
+from runtime.images.platforms import Platform
 from runtime.images.progress import Progress, Silent
 from runtime.images.reference import Reference, parse
 from runtime.images.steps import Step, Steps, builder_of
@@ -181,12 +182,16 @@ class ImageStore:
             by_id[image.id] = image
         return sorted(by_id.values(), key=_age, reverse=True)
 
-    def resolve(self, name: str) -> Image:
+    def resolve(self, name: str, platform: Platform | None = None) -> Image:
         """The image of a name, a digest reference (NAME@sha256:…), or an ID, which may be shortened.
 
-        Raises RuntimeFailure when there is none, or when a short ID fits several.
+        Raises NotFound when there is none, or it is not for `platform`, and RuntimeFailure when a short ID
+        fits several.
         """
-        return _resolve(name, self.images())
+        image = _resolve(name, self.images())
+        if platform is not None and not platform.runs(image.config.platform):
+            raise NotFound(f"No such image: {name} for {platform}, only for {image.config.platform}")
+        return image
 
     def _image(self, entry: Descriptor) -> Image:
         manifest = Manifest.parse(self._layout.read_blob(entry.digest), f"manifest {entry.digest}")

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import TracebackType
+from typing import Any
 
 import httpx
 import trio
@@ -63,7 +64,7 @@ class Endpoint:
         self._host = host
         self._base: httpx.URL | None = None
         self._finding = trio.Lock()
-        self._client = httpx.AsyncClient(
+        self._client = _client(
             verify=host.tls(),
             timeout=httpx.Timeout(self.patience.silence, pool=None),
             limits=httpx.Limits(max_connections=None),
@@ -217,6 +218,13 @@ class Endpoint:
         said = words(response, await read(response))
         after = response.headers.get("retry-after", "")
         return Broken(f"{self.name}: {said}", float(after) if after.isdecimal() and len(after) < 6 else None)
+
+
+def _client(**settings: Any) -> httpx.AsyncClient:
+    try:
+        return httpx.AsyncClient(**settings)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise RuntimeFailure(f"cannot use the proxy that the environment names: {error}") from error
 
 
 async def read(response: httpx.Response, limit: int = _ERROR_MAX) -> bytes:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 
 import pytest
 from image_builder import digest, file, tar
-from registry_server import PASSWORD, USER, Proxy, Registry
+from registry_server import OCI, PASSWORD, USER, Proxy, Registry
 from served import PATIENCE, Served
 from unionctl_runner import busybox_layers, dead_cgroups, eventually
 
@@ -72,6 +72,19 @@ def test_docker_run_pulls_what_is_missing(served: Served, registry: Registry) ->
     result = served.docker("run", "--rm", f"{registry.host}/missing", "echo", "hello")
     assert result.stdout == b"hello\n"
     assert b"Unable to find image" in result.stderr and b"Downloaded newer image" in result.stderr
+
+
+def test_docker_create_pulls_for_the_platform(served: Served, registry: Registry) -> None:
+    entries = []
+    for architecture in ("amd64", "arm64"):
+        described = registry.put_image("many", "", busybox_layers()[:1], architecture=architecture)
+        entries.append(described | {"platform": {"os": "linux", "architecture": architecture}})
+    index = {"schemaVersion": 2, "mediaType": f"{OCI}.index.v1+json", "manifests": entries}
+    registry.put_manifest("many", "latest", index)
+    name = f"{registry.host}/many"
+    for architecture in ("amd64", "arm64", "amd64"):
+        served.docker("create", "--platform", f"linux/{architecture}", name, "true")
+        assert served.inspect(name)["Architecture"] == architecture
 
 
 def test_docker_is_told_what_is_not_there(served: Served, registry: Registry, proxy: Proxy) -> None:

@@ -499,7 +499,9 @@ def test_run_pulls_what_is_missing(unionctl: Unionctl, registry: Registry) -> No
     assert unionctl("run", "--rm", name, "echo", "again").stderr == b""
     registry.put_image("box", "latest", busybox_layers(), config={"Env": ["PATH=/bin", "A=new"]})
     assert unionctl.out("run", "--rm", "--pull", "always", "-q", name, "sh", "-c", "echo $A") == "new"
-    assert "invalid reference" not in unionctl.err("run", "0123abcd", code=125)
+    assert "only for linux/amd64" in unionctl.err(
+        "run", "--pull", "never", "--platform", "arm64", name, code=125
+    )
 
 
 def test_pull_speaks_as_docker_does(bare: Unionctl, registry: Registry) -> None:
@@ -536,6 +538,11 @@ def test_every_tag(bare: Unionctl, proxy: Proxy, registry: Registry) -> None:
         proxy.faults.answers["/tags/list"] = (200, {}, tags)
         assert reason in bare.err("pull", "-a", f"{proxy.host}/tags", code=1)
     assert "can't be used" in bare.err("pull", "-a", f"{proxy.host}/tags:1", code=1)
+
+
+def test_a_proxy_that_is_none_is_said(bare: Unionctl) -> None:
+    bare.environment["HTTPS_PROXY"] = "socks9://x"
+    assert "cannot use the proxy" in bare.err("pull", "registry.invalid/x", code=1)
 
 
 def test_bars_on_a_terminal(bare: Unionctl, registry: Registry) -> None:
