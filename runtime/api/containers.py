@@ -7,16 +7,16 @@ from pathlib import Path
 
 from runtime import prune as pruning
 from runtime.api.answers import container_details
-from runtime.api.creation import to_request
+from runtime.api.creation import to_changes, to_request
 from runtime.api.daemon import Daemon
 from runtime.api.errors import ApiError
 from runtime.api.http import NO_CONTENT, Call, Reply
 from runtime.api.pipes import patiently, work
 from runtime.api.values import Json
 from runtime.cli.rows import status
+from runtime.containers import amend, filters, lifecycle, networks, present, volumes
 from runtime.containers import create as creating
 from runtime.containers import diff as differing
-from runtime.containers import filters, lifecycle, networks, present, volumes
 from runtime.containers.container import Container
 from runtime.containers.layers import Layers
 from runtime.containers.settle import settle_all
@@ -183,6 +183,20 @@ async def restart(daemon: Daemon, call: Call) -> Reply:
             lambda: lifecycle.restart(daemon.root, subject.id, seconds, signal, on_created=on_created)
         )
     return NO_CONTENT
+
+
+async def rename(daemon: Daemon, call: Call) -> Reply:
+    """POST /containers/NAME/rename?name=…"""
+    await work(lambda: amend.rename(daemon.root, call.name, call.query.text("name")))
+    return NO_CONTENT
+
+
+async def update(daemon: Daemon, call: Call) -> Reply:
+    """POST /containers/NAME/update."""
+    wanted = await call.fields()
+    changes, warnings = to_changes(wanted), list[str]()
+    await work(lambda: amend.update(daemon.root, call.name, changes, warnings.append))
+    return Reply({"Warnings": warnings or None})
 
 
 async def kill(daemon: Daemon, call: Call) -> Reply:

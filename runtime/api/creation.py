@@ -128,6 +128,27 @@ def to_request(config: Fields) -> Wanted:
     )
 
 
+def to_changes(wanted: Fields) -> dict[str, Any]:
+    """The body of an update as fields of a Request; what is 0, empty or absent stays as it is.
+
+    Raises ApiError 400 for what makes no sense.
+    """
+    changes: dict[str, Any] = {
+        "memory": wanted.number("Memory"),
+        "memory_reservation": wanted.number("MemoryReservation"),
+        "memory_swap": wanted.number("MemorySwap"),
+        "nano_cpus": _nano_cpus(wanted),
+        "cpu_shares": wanted.number("CpuShares"),
+        "cpuset_cpus": wanted.text("CpusetCpus"),
+        "cpuset_mems": wanted.text("CpusetMems"),
+        "pids_limit": wanted.number("PidsLimit"),
+    }
+    policy = wanted.fields("RestartPolicy")
+    if policy.text("Name"):
+        changes["restart"] = _restart(policy)
+    return {key: value for key, value in changes.items() if value}
+
+
 def _check(host: Fields) -> list[str]:
     for key, defaults in _REFUSED.items():
         value = host.value.get(key)

@@ -124,11 +124,13 @@ class Call:
             raise ApiError(400, error.message) from error
 
     @asynccontextmanager
-    async def streaming(self, content_type: str = "application/json") -> AsyncIterator[Write]:
+    async def streaming(
+        self, content_type: str = "application/json", more_headers: dict[str, str] | None = None
+    ) -> AsyncIterator[Write]:
         """Answer with what the block writes, each piece at once; it is cancelled when the client goes."""
         await self._connection.skip_body()
         self.begun = True
-        headers = [("Content-Type", content_type)]
+        headers = [("Content-Type", content_type), *(more_headers or {}).items()]
         await self._connection.send(h11.Response(status_code=200, headers=headers, reason=b"OK"))
 
         async def write(data: bytes) -> None:

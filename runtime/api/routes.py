@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from runtime.api import (
+    archives,
     build,
     consoles,
     containers,
@@ -11,6 +12,7 @@ from runtime.api import (
     layers,
     networks,
     registry,
+    stats,
     system,
     volumes,
 )
@@ -48,6 +50,13 @@ _TABLE: list[tuple[str, str, Handler]] = [
     ("POST", "/containers/{name}/stop", containers.stop),
     ("POST", "/containers/{name}/restart", containers.restart),
     ("POST", "/containers/{name}/kill", containers.kill),
+    ("POST", "/containers/{name}/rename", containers.rename),
+    ("POST", "/containers/{name}/update", containers.update),
+    ("GET", "/containers/{name}/top", stats.top),
+    ("GET", "/containers/{name}/stats", stats.get),
+    ("HEAD", "/containers/{name}/archive", archives.head),
+    ("GET", "/containers/{name}/archive", archives.get),
+    ("PUT", "/containers/{name}/archive", archives.put),
     ("POST", "/containers/{name}/pause", containers.pause),
     ("POST", "/containers/{name}/unpause", containers.unpause),
     ("GET", "/containers/{name}/changes", containers.changes),

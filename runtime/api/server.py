@@ -22,6 +22,7 @@ from runtime.about import API_VERSION
 from runtime.api.daemon import Daemon
 from runtime.api.http import Call, Connection, Reply
 from runtime.api.routes import router
+from runtime.containers.lifecycle import start_all_wanted
 from runtime.errors import RuntimeFailure
 from runtime.root import Root
 
@@ -82,6 +83,7 @@ def serve(root: Root, addresses: Sequence[str], tls: Tls | None, group: str) -> 
 async def _serve(root: Root, sockets: list[tuple[socket.socket, ssl.SSLContext | None]]) -> None:
     async with trio.open_nursery() as background:
         daemon = Daemon(root, background)
+        background.start_soon(trio.to_thread.run_sync, start_all_wanted, root)
         ending = trio.Event()
         async with trio.open_nursery() as connections, trio.open_nursery() as listeners:
             handler = partial(_connection, daemon, ending)

@@ -15,7 +15,7 @@ from runtime.build.settings import Settings, command_words
 from runtime.containers import create as creating
 from runtime.containers import lifecycle
 from runtime.containers.attach import FROM_CONTAINER, STDERR, Attachment
-from runtime.containers.container import Container, Request, load_all
+from runtime.containers.container import Container, Healthcheck, Request, load_all
 from runtime.containers.mounts import Mount
 from runtime.errors import RuntimeFailure
 from runtime.images.store import Image
@@ -109,6 +109,7 @@ class Place:
             hostname="" if network == "host" else "build",
             labels={LABEL: self.workspace.name},
             mounts=(*prepared.mounts, *self._scripts(command)),
+            healthcheck=Healthcheck(("NONE",)),  # the image's is not of its making
             network=network,
             extra_hosts=self.request.extra_hosts,
             memory=self.request.memory,

@@ -5,6 +5,7 @@ Each verb takes a name or an ID and is one function, for the command line and fo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -28,6 +29,7 @@ from runtime.containers import (
     users,
     volumes,
 )
+from runtime.containers import restart as policies
 from runtime.containers.container import (
     NEVER,
     Container,
@@ -102,6 +104,18 @@ def start_again(root: Root, container: Container) -> None:
         except BaseException as error:
             settle.abandon_restart(load(container.directory), str(error), _exit_code(error))
             raise
+
+
+def start_all_wanted(root: Root) -> None:
+    """Start what should run when a server begins: what the machine's end has ended, and all of policy always.
+
+    What cannot be started is left as it is, with the error in its record.
+    """
+    for container in settle.settle_all(root):
+        always = policies.parse(container.request.restart)[0] == "always"
+        if always and container.state.status == "exited":
+            with contextlib.suppress(RuntimeFailure, OSError):
+                start(root, container.id)
 
 
 def _exit_code(error: BaseException) -> int:
