@@ -43,6 +43,16 @@ class Root:
         return self.path / "networks"
 
     @property
+    def steps(self) -> Path:
+        """What builds have made and may use again, one record for each step."""
+        return self.path / "steps"
+
+    @property
+    def build_caches(self) -> Path:
+        """The directories of RUN --mount=type=cache."""
+        return self.path / "build-caches"
+
+    @property
     def tmp(self) -> Path:
         """What is still being made; on the same filesystem, so that a rename ends it."""
         return self.path / "tmp"

@@ -361,7 +361,7 @@ class _Builder:
                 preparer = run_mounts.Preparer(
                     _new(place / "mounts"),
                     lambda: Path(stack.enter_context(tempfile.TemporaryDirectory(dir=_memory()))),
-                    self._root.path / "build-caches",
+                    self._root.build_caches,
                     self._request.secrets,
                     lambda name: self._tree(name, stage, instruction),
                     stack,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from collections.abc import Callable, Sequence
@@ -13,10 +14,11 @@ from runtime.build.request import BuildRequest, Report
 from runtime.build.run_mounts import Prepared
 from runtime.build.settings import Settings, command_words
 from runtime.containers import create as creating
-from runtime.containers import lifecycle
+from runtime.containers import lifecycle, netavark
 from runtime.containers.attach import FROM_CONTAINER, STDERR, Attachment
 from runtime.containers.container import Container, Healthcheck, Request, load_all
 from runtime.containers.mounts import Mount
+from runtime.containers.networks import default_network
 from runtime.errors import RuntimeFailure
 from runtime.images.store import Image
 from runtime.images.workspace import is_alive
@@ -25,7 +27,7 @@ from runtime.root import Root
 #: On a build's containers: the workspace of the build. When that is dead, so is the container.
 LABEL = "unionfs.build"
 _SCRIPTS = "/dev/pipes"
-_NETWORKS = {"default": "host", "none": "none", "host": "host"}
+_NETWORKS = ("default", "none", "host")
 
 _CHECK_MS = 1000
 
@@ -58,16 +60,23 @@ def command_of(instruction: Instruction, settings: Settings) -> Command:
 
 
 def network_of(instruction: Instruction, wanted: str) -> str:
-    """The network of a RUN: its own --network, else the build's.
+    """The network of a RUN: its own --network, else the build's; the default is what `run` has.
 
-    Raises DockerfileError when there is none of that name.
+    Raises DockerfileError for a word that --network does not know.
     """
-    name = instruction.flag("network") or wanted or "default"
+    name = instruction.flag("network", "default")
     if name not in _NETWORKS:
         raise instruction.error(
             f"--network: unknown network {name!r}: there are {', '.join(_NETWORKS)}", name
         )
-    return _NETWORKS[name]
+    if name == "default":
+        name = wanted or "default"
+    if name != "default":
+        return name
+    # A build mostly needs a network: where bridges cannot be made, it gets the host's.
+    if netavark.program() is None and "UNIONCTL_NETWORK" not in os.environ:
+        return "host"
+    return default_network()
 
 
 def remove_dead(root: Root) -> None:

@@ -14,7 +14,7 @@ from runtime.root import Root
 def prune(root: Root, store: ImageStore) -> int:
     """Forget all steps, and the caches of RUN --mount that no command uses; give the bytes freed."""
     freed = store.forget_steps()
-    caches = root.path / "build-caches"
+    caches = root.build_caches
     if not caches.exists():
         return freed
     for lock in caches.glob("*.lock"):

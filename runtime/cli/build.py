@@ -122,7 +122,7 @@ class RawJson(Console):
 )
 @click.option("--label", "labels", multiple=True, metavar="K[=V]", help="Set metadata.")
 @click.option("--secret", "secrets", multiple=True, metavar="id=ID,src=FILE", help="For RUN --mount.")
-@click.option("--network", default="default", metavar="default|none|host", help="That RUN is in.")
+@click.option("--network", default="default", metavar="NAME|none|host", help="That RUN is in.")
 @click.option("--add-host", "hosts", multiple=True, metavar="HOST:IP", help="A line for /etc/hosts.")
 @click.option("-m", "--memory", default="0", metavar="SIZE", help="No more memory than SIZE for a RUN.")
 @click.option("--shm-size", default="64m", metavar="SIZE", help="The size of /dev/shm.")

@@ -146,7 +146,7 @@ class ImageStore:
         self._limits = limits
         self._layout = Layout(root.images)
         self._layers = LayerStore(root.layers)
-        self.steps = Steps(root.path / "steps")
+        self.steps = Steps(root.steps)
         self._lock = root.path / "images.lock"
         self._workspaces_lock = root.tmp / "lock"
         self._layers.prepare()
