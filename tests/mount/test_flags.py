@@ -10,7 +10,7 @@ import os
 import pytest
 from support.union import errno_of
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fastpath]
 
 GET = 0x80086601  # FS_IOC_GETFLAGS
 SET = 0x40086602  # FS_IOC_SETFLAGS

@@ -11,7 +11,7 @@ import threading
 import pytest
 from support.layers import File
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.fastpath]
 
 POLICIES = ["off", "upper", "auto", "all"]
 OPENINGS = {

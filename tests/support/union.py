@@ -24,6 +24,9 @@ from support.snapshot import Picture, differences, snapshot
 from unionfs import syscalls
 from unionfs.options import escape
 
+#: Options that each mount gets beside its own.
+EVERY_MOUNT: list[str] = []
+
 #: A server that does not answer for so long is killed, so that a test fails instead of hanging.
 PATIENCE = 120.0
 
@@ -158,7 +161,7 @@ class Union:
         parts = ["lowerdir=" + ":".join(escape(os.fspath(path)) for path in self.lowers)]
         if self.writable:
             parts.append(f"upperdir={escape(os.fspath(self.upper))},workdir={escape(os.fspath(self.work))}")
-        return ",".join([*parts, *more])
+        return ",".join([*parts, *EVERY_MOUNT, *more])
 
     def mount(self, *options: str) -> Path:
         """Mount and wait for the first answer; returns the mountpoint."""
