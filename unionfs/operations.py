@@ -358,7 +358,12 @@ class Operations(pyfuse3.Operations):
                 os.utime(orphan, ns=(atime, kept.st_mtime_ns if mtime is None else mtime))
             else:
                 upper.utime(path, atime, mtime)
-        return self._attributes(node)
+        try:
+            return self._attributes(node)
+        except OSError:
+            # Done it is; only what the kernel remembers is old.
+            pyfuse3.invalidate_inode(pyfuse3.InodeT(node.id), attr_only=True)
+            raise
 
     def _chmod(self, node: Node, mode: int) -> None:
         if node.orphan >= 0:

@@ -786,7 +786,12 @@ cdef class FastPath:
                 check(utimensat(-100, b"/proc/self/fd/%d" % node.orphan, times, 0))
             else:
                 check(utimensat(fd, name, times, AT_SYMLINK_NOFOLLOW))
-        return self.reply_attributes(request, node)
+        try:
+            return self.reply_attributes(request, node)
+        except OSError:
+            # Done it is; only what the kernel remembers is old.
+            pyfuse3.invalidate_inode(node.id, True)
+            raise
 
     cdef int getxattr(self, in_header *request, char *body, size_t left) except -1:
         """Errors are Operations.getxattr's."""
