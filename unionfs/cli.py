@@ -7,7 +7,7 @@ engines that look for it in PATH. Only whoever makes the link gets it.
 from __future__ import annotations
 
 import argparse
-import logging
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -25,6 +25,8 @@ examples:
   unionfs -o lowerdir=/layer3:/layer2:/layer1 /mnt        read only: there is no upperdir
   mount -t fuse.unionfs unionfs /mnt -o lowerdir=/image,upperdir=/c1/upper,workdir=/c1/work
   umount /mnt
+  unionfs stats /mnt                                      what its server has done
+  unionfs explain /mnt/etc/passwd                         which layers a path comes from
 
 The first lowerdir is the topmost. A ':' ',' or '\\' in a path is written after a backslash.
 """
@@ -33,6 +35,12 @@ _HELPER_EPILOG = """\
 mount(8) calls this for:
   mount -t unionfs unionfs /mnt -o lowerdir=/image,upperdir=/c1/upper,workdir=/c1/work
 """
+
+#: What else `unionfs` does, and where: asked for by its first word, and only without -o.
+_VERBS = {
+    "stats": "unionfs.inspection_cli:stats",
+    "explain": "unionfs.inspection_cli:explain",
+}
 
 #: The name under which container engines look for us in PATH.
 DROP_IN = "fuse-overlayfs"
@@ -70,6 +78,11 @@ def _version(program: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """`unionfs [SOURCE] MOUNTPOINT -o …`. Returns the exit status: 0, or 1 with a line on stderr."""
     program = DROP_IN if os.path.basename(sys.argv[0]) == DROP_IN else "unionfs"
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments and arguments[0] in _VERBS and not any(word.startswith("-o") for word in arguments):
+        module, _, function = _VERBS[arguments[0]].partition(":")
+        status: int = getattr(importlib.import_module(module), function)(arguments[1:])
+        return status
     parser = _parser(program, "[-f] [-d] [-o OPTION[,OPTION…]] [SOURCE] MOUNTPOINT", _EPILOG)
     parser.add_argument("-f", dest="foreground", action="store_true", help="stay in the foreground")
     return _run(program, parser.parse_intermixed_args(arguments))
@@ -116,10 +129,10 @@ def _run(program: str, parsed: argparse.Namespace) -> int:
         options = replace(options, markers=True)
 
     # Imported late: a wrong option, --version and --help are answered without FUSE.
+    from unionfs import logs
     from unionfs.daemon import Mount, MountError, run
 
-    level = logging.DEBUG if parsed.debug else logging.INFO
-    logging.basicConfig(level=level, format=f"{program}: %(levelname)s: %(message)s")
+    logs.to_stderr(program, debug=parsed.debug)
     source = places[0] if len(places) == 2 else "unionfs"
     mount = Mount(options, os.path.realpath(places[-1]), source, debug=parsed.debug)
     try:

@@ -78,6 +78,9 @@ class CopyUp:
         self.sync = sync
         self.hard_links = HardLinks(tree, upper, self.directory)
         self.settling = Settling(tree, upper)
+        #: What was copied up so far.
+        self.copied_files = 0
+        self.copied_bytes = 0
 
     def close(self) -> None:
         """Let the disk have everything, and give back descriptors."""
@@ -426,6 +429,9 @@ class CopyUp:
             raise
         self._replace_descriptors(readers)
         self._now_upper(node, upper_ino)
+        self.copied_files += 1
+        if not copy.is_metacopy:
+            self.copied_bytes += copy.size
         node.lowers = ()
         node.metacopy = int(copy.is_metacopy)
         if copy.marked:

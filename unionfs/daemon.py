@@ -21,8 +21,9 @@ from dataclasses import dataclass
 
 import trio
 
-from unionfs import syscalls
+from unionfs import logs, syscalls
 from unionfs.copyup import CopyUp
+from unionfs.inspection import Inspection
 from unionfs.layer import Layer
 from unionfs.operations import FOREVER, Operations
 from unionfs.options import Options
@@ -67,6 +68,11 @@ def run(mount: Mount, *, foreground: bool) -> None:
     except StackError as error:
         raise MountError(str(error)) from None
     _raise_descriptor_limit()
+    if mount.options.log is not None:
+        try:
+            logs.to_file(mount.options.log, mount.mountpoint)
+        except OSError as error:
+            raise MountError(f"log '{mount.options.log}': {error.strerror}") from None
     if foreground:
         _serve(mount, lowers, upper, lambda: None)
         return
@@ -107,7 +113,8 @@ def _raise_descriptor_limit() -> None:
 
 def _background(mount: Mount, lowers: list[Layer], upper: Upper | None, writer: int) -> int:
     """The child: serve. Returns the exit status."""
-    _log_to_system()
+    if mount.options.log is None:
+        logs.to_system(mount.mountpoint)
 
     def ready() -> None:
         _let_go_of(2)
@@ -157,20 +164,6 @@ def _let_go_of(standard: int) -> None:
     os.close(null)
 
 
-def _log_to_system() -> None:
-    root = logging.getLogger()
-    root.handlers.clear()
-    if os.path.exists("/dev/log"):
-        # Imported here, because it imports much, and many machines have no such socket.
-        from logging.handlers import SysLogHandler
-
-        handler: logging.Handler = SysLogHandler("/dev/log", SysLogHandler.LOG_DAEMON)
-        handler.setFormatter(logging.Formatter("unionfs[%(process)d]: %(message)s"))
-        root.addHandler(handler)
-    else:
-        root.addHandler(logging.NullHandler())
-
-
 def _await_answer(mountpoint: str, reader: int) -> None:
     """The parent: wait until the child serves, then until the mount answers."""
     with os.fdopen(reader, "rb") as pipe:
@@ -211,6 +204,7 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
         idmaps=options.idmaps,
     )
     backings = Backings(options.passthrough)
+    operations.inspection = Inspection(tree, copyup, backings, fastpath=options.fastpath)
     if options.fastpath:
         negotiate(_wanted(options))
     _mount(mount, operations)

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 import trio
 
-from unionfs import whiteout, xattr
+from unionfs import inspection, whiteout, xattr
 from unionfs.changes import Changes
 from unionfs.copyup import CopyUp
 from unionfs.errors import answers_errors
@@ -105,6 +105,8 @@ class Operations(pyfuse3.Operations):
         #: By descriptor: a file's handle is the descriptor itself, which session/hooks.c works on.
         self._files: dict[int, OpenFile] = {}
         self._directories: HandleTable[OpenDirectory] = HandleTable()
+        #: Answers questions about the union itself, once it is set.
+        self.inspection: inspection.Inspection | None = None
 
     # Answers ---------------------------------------------------------------------------------------
 
@@ -409,6 +411,8 @@ class Operations(pyfuse3.Operations):
 
     async def getxattr(self, inode: int, name: bytes, ctx: pyfuse3.RequestContext) -> bytes:
         """GETXATTR."""
+        if name.startswith(inspection.PREFIX) and self.inspection is not None:
+            return self.inspection.answer(self._nodes[inode], name, ctx)
         name = self._stored_name(name)
         path, follow = self._xattr_path(self._nodes[inode])
         try:

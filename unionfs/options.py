@@ -49,6 +49,8 @@ class Options:
     fastpath: bool = True
     #: Which files the kernel reads and writes in their layer itself.
     passthrough: Policy = Policy.AUTO
+    #: A file for the server's log, instead of the system's.
+    log: str | None = None
     #: Options passed over, to be told of.
     ignored: tuple[str, ...] = ()
 
@@ -100,7 +102,7 @@ _NO_EFFECT_WITH_VALUE = frozenset(
 #: Words that would be missed if a slip of the finger made others of them.
 _OWN = (
     "lowerdir upperdir workdir volatile fsync noacl noxattrs static_nlink timeout redirect_dir metacopy "
-    "uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid fastpath nofastpath passthrough"
+    "uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid fastpath nofastpath passthrough log"
 ).split()
 
 #: Features of overlayfs that change what is on disk: only their default can be had.
@@ -171,6 +173,10 @@ def _with(options: Options, name: str, value: str | None) -> Options:
         return replace(options, metacopy=_switch(value))
     if name == "timeout":
         return replace(options, timeout=_seconds(value))
+    if name == "log":
+        if not value:
+            raise ValueError("a file must follow")
+        return replace(options, log=unescape(value))
     if name in _ONLY_OFF:
         if value not in _ONLY_OFF[name]:
             raise ValueError(f"only {name}=off can be had")

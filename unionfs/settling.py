@@ -50,6 +50,11 @@ class Settling:
         self._noted = False
         self._running = False
 
+    @property
+    def pending(self) -> int:
+        """How many copies are marked."""
+        return len(self._pending)
+
     def mark(self) -> bytes:
         """The mark for a new copy's origin (Origin.boot). Raises OSError."""
         if not self._noted:

@@ -43,7 +43,7 @@ class Tree:
         if upper is not None:
             root.upper = True
             root.upper_ino = upper.stat(b"").st_ino
-            if self._is_opaque(upper, b""):
+            if self.is_opaque(upper, b""):
                 root.lowers = ()
         self.nodes = NodeTable(root)
         #: Directories that must not be seen through a lower layer they lie in: they change beneath it.
@@ -210,7 +210,7 @@ class Tree:
 
     def _directory_places(self, parent: Node, top: Place, named: list[Place]) -> list[Place]:
         """Where lower layers have a directory whose topmost place is `top`: under its name, or redirected."""
-        if top[0] is self.upper and named and self._is_opaque(*top):
+        if top[0] is self.upper and named and self.is_opaque(*top):
             return []
         places: list[Place] = []
         pending = [top] if top[0] is self.upper else []
@@ -351,7 +351,7 @@ class Tree:
         stopped |= contents.marked
 
     @staticmethod
-    def _is_opaque(layer: Layer, path: bytes) -> bool:
+    def is_opaque(layer: Layer, path: bytes) -> bool:
         """Whether a directory hides the layers below, by xattr or by marker."""
         if _opaque_state(layer, path) is Opaque.YES:
             return True

@@ -26,7 +26,7 @@ __all__ = [
     "NO_NAME",
     "Capability",
     "agreed",
-    "answered",
+    "counts",
     "hooked",
     "negotiate",
     "pyfuse3",
@@ -49,7 +49,7 @@ class Capability(enum.IntFlag):
 negotiate = _hooks.negotiate
 agreed = _hooks.agreed
 hooked = _hooks.hooked
-answered = _hooks.answered
+counts = _hooks.counts
 
 
 def sleep_in_hooks() -> None:

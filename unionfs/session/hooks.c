@@ -117,7 +117,19 @@ static int loop_fd = -1;
 
 /* Requests that trio works on: while there are any, the hook does not sleep. */
 static int in_flight;
-static unsigned long long answered;
+
+/* What was asked, by opcode; how much of it was answered where it was read; how long that took. */
+#define OPCODES 64
+static struct {
+	uint64_t asked, native, ns, longest_ns;
+} counts[OPCODES];
+
+/* When requests came that trio works on, in the slot of their number; who comes later takes it. */
+#define SLOTS 64
+static struct {
+	uint64_t unique, since;
+	uint32_t opcode;
+} waiting[SLOTS];
 
 /* Answers a request: 0 leaves it to libfuse, 2 says that other tasks have work. Set by the fast path. */
 static int (*server)(int fd, char *buffer, size_t size);
@@ -137,10 +149,8 @@ static void answer(int fd, const struct in_header *in, int error, const void *bo
 	};
 	struct iovec parts[2] = {{&out, sizeof out}, {(void *)body, error ? 0 : size}};
 
-	/* ENOENT: the caller was killed meanwhile. ENODEV: the mount is gone. Nobody waits in either case. */
 	if (writev(fd, parts, 2) < 0)
-		return;
-	answered++;
+		return; /* ENOENT: the caller was killed. ENODEV: the mount is gone. Nobody waits in either case. */
 }
 
 static void answer_lseek(int fd, const struct in_header *in, const struct lseek_in *body)
@@ -268,6 +278,38 @@ static ssize_t sleep_for_next(int fd, void *buffer, size_t size)
 	return -1;
 }
 
+static void count_answer(uint32_t opcode, uint64_t since)
+{
+	uint64_t took = clock_ns() - since;
+
+	counts[opcode].ns += took;
+	if (took > counts[opcode].longest_ns)
+		counts[opcode].longest_ns = took;
+}
+
+static void count_waiting(const struct in_header *in, uint64_t since)
+{
+	/* The kernel counts by two; the lowest bit marks a notification. */
+	unsigned int slot = in->unique / 2 % SLOTS;
+
+	waiting[slot].unique = in->unique;
+	waiting[slot].since = since;
+	waiting[slot].opcode = in->opcode;
+}
+
+/* A request that trio worked on is answered. */
+static void no_longer_waiting(uint64_t unique)
+{
+	unsigned int slot = unique / 2 % SLOTS;
+
+	if (in_flight > 0)
+		in_flight--;
+	if (waiting[slot].unique == unique && waiting[slot].since) {
+		count_answer(waiting[slot].opcode, waiting[slot].since);
+		waiting[slot].since = 0;
+	}
+}
+
 static int is_answered(const struct in_header *in)
 {
 	return in->opcode != OP_FORGET && in->opcode != OP_BATCH_FORGET && in->opcode != OP_INTERRUPT &&
@@ -281,6 +323,9 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 	(void)userdata;
 	for (;;) {
 		ssize_t got = read(fd, buffer, size);
+		const struct in_header *in = buffer;
+		uint32_t opcode;
+		uint64_t since;
 		int result;
 
 		if (got < 0 && errno == EAGAIN && served && server)
@@ -296,9 +341,17 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 				errno = ENODEV;
 			return -1;
 		}
+		since = clock_ns();
+		opcode = in->opcode < OPCODES ? in->opcode : 0;
+		counts[opcode].asked++;
 		result = serve(fd, buffer, (size_t)got);
-		if (result != 1 && is_answered(buffer))
+		if (result == 1) {
+			counts[opcode].native++;
+			count_answer(opcode, since);
+		} else if (is_answered(in)) {
 			in_flight++;
+			count_waiting(in, since);
+		}
 		if (!result)
 			return got;
 		if (result == 2 || ++served >= IN_A_ROW) {
@@ -315,8 +368,8 @@ static ssize_t writev_hook(int fd, struct iovec *parts, int count, void *userdat
 	uint64_t also;
 
 	(void)userdata;
-	if (out->unique && in_flight > 0) /* not a notification */
-		in_flight--;
+	if (out->unique) /* not a notification */
+		no_longer_waiting(out->unique);
 	if (!negotiation.pending || count != 2 || out->unique != negotiation.unique ||
 	    parts[1].iov_len < sizeof reply)
 		return writev(fd, parts, count);
@@ -409,18 +462,34 @@ static PyObject *py_wake_by(PyObject *self, PyObject *descriptor)
 	Py_RETURN_NONE;
 }
 
-static PyObject *py_done(PyObject *self, PyObject *unused)
+static PyObject *py_done(PyObject *self, PyObject *unique)
 {
-	(void)self, (void)unused;
-	if (in_flight > 0)
-		in_flight--;
+	uint64_t number = PyLong_AsUnsignedLongLong(unique);
+
+	(void)self;
+	if (PyErr_Occurred())
+		return NULL;
+	no_longer_waiting(number);
 	Py_RETURN_NONE;
 }
 
-static PyObject *py_answered(PyObject *self, PyObject *unused)
+static PyObject *py_counts(PyObject *self, PyObject *unused)
 {
+	PyObject *list = PyList_New(0);
+
 	(void)self, (void)unused;
-	return PyLong_FromUnsignedLongLong(answered);
+	for (unsigned int opcode = 0; list && opcode < OPCODES; opcode++) {
+		PyObject *one;
+
+		if (!counts[opcode].asked)
+			continue;
+		one = Py_BuildValue("(IKKKK)", opcode, counts[opcode].asked, counts[opcode].native,
+				    counts[opcode].ns, counts[opcode].longest_ns);
+		if (!one || PyList_Append(list, one) < 0)
+			Py_CLEAR(list);
+		Py_XDECREF(one);
+	}
+	return list;
 }
 
 static PyObject *py_serve_by(PyObject *self, PyObject *capsule)
@@ -450,12 +519,12 @@ static PyObject *py_agreed(PyObject *self, PyObject *unused)
 static PyMethodDef methods[] = {
 	{"serve_by", py_serve_by, METH_O, "Let the fast path answer, given as a capsule \"unionfs.server\"."},
 	{"wake_by", py_wake_by, METH_O, "Sleep in the hooks, unless a descriptor is readable by which trio wakes."},
-	{"done", py_done, METH_NOARGS, "A request that the fast path had left waiting is answered."},
+	{"done", py_done, METH_O, "The request of that number, which the fast path had left waiting, is answered."},
 	{"negotiate", py_negotiate, METH_O, "FUSE_* bits to agree on at INIT beyond libfuse's, where offered."},
 	{"agreed", py_agreed, METH_NOARGS, "The FUSE_* bits that were agreed on; 0 before INIT was answered."},
 	{"bind", py_bind, METH_O, "Find libfuse among the libraries of pyfuse3's extension, given its path."},
 	{"hooked", py_hooked, METH_NOARGS, "Whether the session's input passes through the hooks."},
-	{"answered", py_answered, METH_NOARGS, "How many requests were answered without Python."},
+	{"counts", py_counts, METH_NOARGS, "(opcode, asked, answered where read, ns, longest ns) of each opcode seen."},
 	{NULL, NULL, 0, NULL},
 };
 
