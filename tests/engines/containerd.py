@@ -8,7 +8,7 @@ import signal
 import subprocess
 from pathlib import Path
 
-from machine import BIN, PATIENCE, clean, end, run
+from machine import BIN, PATIENCE, clean, drop_in, end, run
 from support.union import wait_until
 
 CONFIG = """
@@ -34,8 +34,18 @@ CRI = "grpc.v1.cri"
 class Containerd:
     """One containerd and one snapshotter; `close` leaves neither them nor their containers."""
 
-    def __init__(self, place: Path, config: str = "", *, cri: bool = False, namespace: str = "") -> None:
+    def __init__(
+        self,
+        place: Path,
+        config: str = "",
+        *,
+        cri: bool = False,
+        namespace: str = "",
+        program: Path | None = None,
+    ) -> None:
+        """`program` is what containerd mounts by, in the place of the unionfs beside the snapshotter."""
         self.place = place
+        self._program = ("--program", drop_in(place, program)) if program else ()
         self.socket = place / "containerd.sock"
         #: What all containers are in.
         self.cgroup = f"union-{os.getpid()}-{place.name}"
@@ -61,6 +71,7 @@ class Containerd:
             [
                 *(BIN / "unionfs-snapshotter", "--root", self.place / "snapshotter"),
                 *("--address", self.place / "snapshotter.sock"),
+                *self._program,
             ],
             stderr=subprocess.PIPE,
         )

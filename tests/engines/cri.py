@@ -19,6 +19,22 @@ Fields = dict[int, Any]
 #: NamespaceMode.NODE: the machine's own.
 NODE = 2
 
+#: The image of the process that keeps a pod's namespaces.
+PAUSE = "localhost/pause:1"
+
+#: containerd as a node of Kubernetes, its pods on our snapshotter.
+NODE_CONFIG = f"""
+[plugins."io.containerd.grpc.v1.cri"]
+  sandbox_image = "{PAUSE}"
+  restrict_oom_score_adj = true
+  disable_tcp_service = true
+  [plugins."io.containerd.grpc.v1.cri".containerd]
+    snapshotter = "unionfs"
+  [plugins."io.containerd.grpc.v1.cri".cni]
+    bin_dir = "/usr/lib/cni"
+    conf_dir = "{{place}}/cni"
+"""
+
 
 def encode(fields: Fields) -> bytes:
     """The wire format of a message (protobuf.dev, Encoding)."""

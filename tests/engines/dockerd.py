@@ -8,18 +8,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from machine import BIN, PATIENCE, clean, end, run
+from machine import BIN, PATIENCE, clean, drop_in, end, run
 from support.union import wait_until
 
 
 class Docker:
     """One daemon, with the command that talks to it."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, program: Path = BIN / "unionfs") -> None:
         self.place = place
-        program = place / "bin" / "fuse-overlayfs"
-        program.parent.mkdir()
-        program.symlink_to(BIN / "unionfs")
+        drop_in(place, program)
         self.cgroup = f"union-{os.getpid()}-{place.name}"
         (place / "daemon.json").write_text(
             json.dumps(

@@ -35,9 +35,22 @@ def public_place() -> Iterator[Path]:
         assert not left_mounted(place), left_mounted(place)
 
 
+def drop_in(place: Path, program: Path = BIN / "unionfs") -> Path:
+    """A program by the name that engines know, in a `bin` of the place's own."""
+    named = place / "bin" / "fuse-overlayfs"
+    named.parent.mkdir(exist_ok=True)
+    named.symlink_to(program)
+    return named
+
+
+def missing_of(*programs: str) -> list[str]:
+    """Those of the programs that are not installed."""
+    return [program for program in programs if shutil.which(program) is None]
+
+
 def needs(*programs: str) -> None:
     """Skip a test whose engine is not installed."""
-    missing = [program for program in programs if shutil.which(program) is None]
+    missing = missing_of(*programs)
     if missing:
         pytest.skip(f"not installed: {', '.join(missing)}", allow_module_level=True)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from machine import BIN, clean, run
+from machine import BIN, clean, drop_in, run
 
 STORAGE = """
 [storage]
@@ -39,12 +39,12 @@ network_config_dir = "{place}/networks"
 class Podman:
     """One storage, with the commands that work on it."""
 
-    def __init__(self, place: Path, driver: str = "overlay", options: str = "") -> None:
+    def __init__(
+        self, place: Path, driver: str = "overlay", options: str = "", program: Path = BIN / "unionfs"
+    ) -> None:
         """`driver` vfs has no union at all: what is compared with. `options` are those of overlay."""
         self.place = place
-        program = place / "bin" / "fuse-overlayfs"
-        program.parent.mkdir()
-        program.symlink_to(BIN / "unionfs")
+        program = drop_in(place, program)
         storage = STORAGE + (OVERLAY if driver == "overlay" else "")
         (place / "storage.conf").write_text(
             storage.format(driver=driver, place=place, program=program, options=options)

@@ -15,27 +15,13 @@ needs("containerd", "ctr", "runc", "mount.fuse3")
 pytest.importorskip("grpc")
 
 from containerd import Containerd  # noqa: E402
-from cri import Kubelet  # noqa: E402
-
-PAUSE = "localhost/pause:1"
-
-CONFIG = """
-[plugins."io.containerd.grpc.v1.cri"]
-  sandbox_image = "{pause}"
-  restrict_oom_score_adj = true
-  disable_tcp_service = true
-  [plugins."io.containerd.grpc.v1.cri".containerd]
-    snapshotter = "unionfs"
-  [plugins."io.containerd.grpc.v1.cri".cni]
-    bin_dir = "/usr/lib/cni"
-    conf_dir = "{place}/cni"
-"""
+from cri import NODE_CONFIG, PAUSE, Kubelet  # noqa: E402
 
 
 def test_a_pod_of_two_containers(place):
     shared = place / "shared"
     shared.mkdir()
-    engine = Containerd(place, CONFIG.format(place=place, pause=PAUSE), cri=True, namespace="k8s.io")
+    engine = Containerd(place, NODE_CONFIG.format(place=place), cri=True, namespace="k8s.io")
     with closing(engine):
         engine.start_snapshotter()
         engine.start()

@@ -1,0 +1,1 @@
+"""Container engines on the union and on fuse-overlayfs, side by side."""
