@@ -16,10 +16,24 @@ setup(
         *cythonize(
             [
                 Extension(
-                    "unionfs.session.fastpath", ["unionfs/session/fastpath.pyx"], extra_compile_args=GENERATED
+                    "unionfs.session.fastpath",
+                    ["unionfs/session/fastpath.pyx"],
+                    include_dirs=["unionfs"],
+                    extra_compile_args=GENERATED,
+                ),
+                Extension(
+                    "unionfs.ledger",
+                    ["unionfs/ledger.pyx"],
+                    include_dirs=["unionfs"],
+                    extra_compile_args=GENERATED,
                 ),
                 *(
-                    Extension(f"unionfs.{name}", [f"unionfs/{name}.py"], extra_compile_args=GENERATED)
+                    Extension(
+                        f"unionfs.{name}",
+                        [f"unionfs/{name}.py"],
+                        include_dirs=["unionfs"],
+                        extra_compile_args=GENERATED,
+                    )
                     for name in COMPILED
                 ),
             ],

@@ -19,7 +19,7 @@ import stat
 from collections.abc import Coroutine, Iterator
 from typing import TypeVar
 
-from unionfs import redirect, whiteout
+from unionfs import ledger, redirect, whiteout
 from unionfs.copyup import CopyUp
 from unionfs.nodes import Entry, Node
 from unionfs.syscalls import RENAME_EXCHANGE, RENAME_NOREPLACE
@@ -48,6 +48,8 @@ class Changes:
         self.tree = tree
         self.upper = upper
         self.copyup = copyup
+        #: Where each step is written down before it is made; None where no other server goes on from it.
+        self.ledger = tree.nodes.ledger
 
     # Making ----------------------------------------------------------------------------------------
 
@@ -60,12 +62,22 @@ class Changes:
         self.copyup.directory(parent)
         listing = self.tree.listing(parent)
         path = self.tree.path(parent)
+        if self.ledger is not None:
+            self.ledger.begin(ledger.MADE, parent.ino, name)
         marked = name in listing.marked
         if name in listing.whiteouts or marked or name in listing.below:
             made = self.upper.create_over_whiteout(path, name, make, caller, marked=marked)
         else:
             made = self.upper.create(path, name, make, caller)
         return self.tree.new_node(parent, name, self._appeared(parent, name, kind)), made
+
+    def made_before(self, parent: Node, name: bytes) -> Node | None:
+        """What an earlier server made when it was asked for this, and died before it could answer.
+
+        None when it had not; then `create` it. The name cannot be anyone else's: the kernel holds the
+        directory locked until there is an answer.
+        """
+        return self.tree.lookup(parent, name) if self._is_done(ledger.MADE, parent, name) else None
 
     def create_unnamed(self, parent: Node, mode: int, caller: Caller) -> tuple[Node, int]:
         """Make a file without a name in the filesystem of a directory, which link(2) may name later.
@@ -90,10 +102,14 @@ class Changes:
 
         Raises OSError: EEXIST, EPERM (marker name), ENOENT when it was removed meanwhile, EMLINK.
         """
+        if self._is_done(ledger.LINKED, parent, name, node.ino):
+            return
         self._must_be_new(parent, name)
         await self.copyup.attributes(node)
         self.copyup.directory(parent)
         listing = self.tree.listing(parent)
+        if self.ledger is not None:
+            self.ledger.begin(ledger.LINKED, parent.ino, name, node.ino, inode=node.upper_ino)
         self.upper.link(
             self.tree.proc_path(node),
             self.copyup.upper_path(parent, name),
@@ -102,9 +118,13 @@ class Changes:
             marked=name in listing.marked,
         )
         self.tree.nodes.name(node, parent, name, self._appeared(parent, name, node.kind))
-        if node.orphan >= 0:
-            os.close(node.orphan)
-            node.orphan = -1
+        self.tree.drop_orphan(node)
+
+    def _is_done(
+        self, kind: int, parent: Node, name: bytes, other_parent: int = 0, other: bytes = b""
+    ) -> bool:
+        """Whether an earlier server has made this change, and died before it could answer (revival.py)."""
+        return self.ledger is not None and self.ledger.repeats(kind, parent.ino, name, other_parent, other)
 
     def _must_be_new(self, parent: Node, name: bytes) -> None:
         if whiteout.is_reserved(name):
@@ -127,6 +147,8 @@ class Changes:
 
         Raises OSError: ENOENT, EISDIR, and the disk's.
         """
+        if self._is_done(ledger.REMOVED, parent, name):
+            return
         node = self._existing(parent, name)
         if node.kind == stat.S_IFDIR:
             raise IsADirectoryError(errno.EISDIR, "is a directory")
@@ -135,6 +157,8 @@ class Changes:
 
     def unlink_now(self, parent: Node, name: bytes) -> bool:
         """`unlink` where nothing has to be copied up before; False, and nothing done, where something has."""
+        if self._is_done(ledger.REMOVED, parent, name):
+            return True
         node = self._existing(parent, name)
         if node.kind == stat.S_IFDIR:
             raise IsADirectoryError(errno.EISDIR, "is a directory")
@@ -148,6 +172,8 @@ class Changes:
 
         Raises OSError: ENOENT, ENOTDIR, ENOTEMPTY, and the disk's.
         """
+        if self._is_done(ledger.REMOVED, parent, name):
+            return
         node = self._existing(parent, name)
         if self.tree.listing(node).names:
             raise OSError(errno.ENOTEMPTY, "not empty")
@@ -158,7 +184,9 @@ class Changes:
             self.copyup.directory(parent)
         hides = name in self.tree.listing(parent).below
         path = self.copyup.upper_path(parent, name)
-        with self._surviving(node):
+        with self._surviving(node) as orphan:
+            if self.ledger is not None:
+                self.ledger.begin(ledger.REMOVED, parent.ino, name, node=node.ino, orphan=orphan)
             if hides:
                 self.upper.white_out(path, present=node.kind if node.upper else None)
             else:
@@ -174,14 +202,17 @@ class Changes:
         return not node.upper and node.kind != stat.S_IFDIR and self.tree.stat(node).st_nlink > 1
 
     @contextlib.contextmanager
-    def _surviving(self, node: Node) -> Iterator[None]:
-        """Hold on to an upper file that may lose its last name: it can be open, or a working directory."""
-        if not node.upper or len(node.names) > 1:
-            yield
+    def _surviving(self, node: Node | None) -> Iterator[int]:
+        """Hold on to an upper file that may lose its last name: it can be open, or a working directory.
+
+        Gives the descriptor it is held by, -1 where there is none.
+        """
+        if node is None or not node.upper or len(node.names) > 1:
+            yield -1
             return
         orphan = self.upper.open(self.tree.path(node), os.O_PATH)
         try:
-            yield
+            yield orphan
         except BaseException:
             os.close(orphan)
             raise
@@ -190,6 +221,10 @@ class Changes:
     def _disappeared(self, parent: Node, name: bytes, node: Node, *, hides: bool) -> None:
         """A name is gone from the union, and is whited out if it `hides` something."""
         listing = self.tree.listing(parent)
+        if node.record and not node.upper and len(node.names) == 1:
+            assert self.ledger is not None
+            layer, path = node.lowers[0]
+            self.ledger.set_place(node.record, self.tree.tag(layer), path)
         self.tree.nodes.unname(node, parent, name, listing.names.pop(name))
         if hides:
             by_marker = self.upper.convention is Convention.MARKER
@@ -218,6 +253,8 @@ class Changes:
             raise OSError(errno.EINVAL, "flags")
         if whiteout.is_reserved(new_name):
             raise PermissionError(errno.EPERM, "the name would be a whiteout")
+        if self._is_done(ledger.RENAMED, old_parent, old_name, new_parent.ino, new_name):
+            return
         node = self._existing(old_parent, old_name)
         replaced = self.tree.lookup(new_parent, new_name)
         if replaced is node:
@@ -242,6 +279,8 @@ class Changes:
         self, old_parent: Node, old_name: bytes, new_parent: Node, new_name: bytes, flags: int
     ) -> bool:
         """`rename` where no file has to be copied up before; False, and nothing done, where one has."""
+        if self._is_done(ledger.RENAMED, old_parent, old_name, new_parent.ino, new_name):
+            return True
         ends = [self.tree.lookup(old_parent, old_name), self.tree.lookup(new_parent, new_name)]
         moving, replaced = ends if flags & RENAME_EXCHANGE else (ends[0], None)
         for node in (moving, replaced):
@@ -279,7 +318,8 @@ class Changes:
         hides_old = old_name in self.tree.listing(old_parent).below
         self._hide_below(node, new_name, new_parent)
         over_directory = replaced is not None and replaced.kind == stat.S_IFDIR and replaced.upper
-        with self._surviving(replaced) if replaced is not None else contextlib.nullcontext():
+        with self._surviving(replaced) as orphan:
+            self._begin_rename(old_parent, old_name, node, new_parent, new_name, replaced, orphan, 0)
             if over_directory:
                 self.upper.empty(new)
             hides_old = self.upper.rename(
@@ -296,6 +336,31 @@ class Changes:
         self.tree.nodes.name(node, new_parent, new_name, entry)
         self._disappeared(old_parent, old_name, node, hides=hides_old)
         self._directory_moved(node)
+
+    def _begin_rename(
+        self,
+        old_parent: Node,
+        old_name: bytes,
+        node: Node,
+        new_parent: Node,
+        new_name: bytes,
+        replaced: Node | None,
+        orphan: int,
+        flags: int,
+    ) -> None:
+        if self.ledger is not None:
+            self.ledger.begin(
+                ledger.RENAMED,
+                old_parent.ino,
+                old_name,
+                new_parent.ino,
+                new_name,
+                node.ino,
+                replaced.ino if replaced is not None else 0,
+                node.upper_ino,
+                orphan,
+                flags,
+            )
 
     def _hide_below(self, node: Node, name: bytes, parent: Node) -> None:
         """Before a directory comes to a name: it must not be merged with what lies below there.
@@ -319,6 +384,7 @@ class Changes:
         ends = ((one_parent, one_name, one, other), (other_parent, other_name, other, one))
         for parent, name, _, comes in ends:
             self._hide_below(comes, name, parent)
+        self._begin_rename(one_parent, one_name, one, other_parent, other_name, other, -1, RENAME_EXCHANGE)
         self.upper.exchange(*(self.copyup.upper_path(parent, name) for parent, name, _, _ in ends))
         fresh = [Entry(comes.kind, True, ()) for *_, comes in ends]
         for (parent, name, _, comes), entry in zip(ends, fresh, strict=True):

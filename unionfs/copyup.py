@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import trio
 
-from unionfs import metacopy, origin, redirect, syscalls, xattr
+from unionfs import ledger, metacopy, origin, redirect, syscalls, xattr
 from unionfs.hardlinks import HardLinks
 from unionfs.layer import Layer, join
 from unionfs.nodes import Entry, Node
@@ -103,6 +103,10 @@ class CopyUp:
                 del left[path]
         self.settling.settle_left(list(left))
 
+    def finish_links(self) -> None:
+        """Complete the hard links that an earlier server has left half done. Raises OSError."""
+        self.hard_links.finish_interrupted()
+
     def _fill_again(self, path: bytes, layer: Layer, content: bytes) -> None:
         """Give a file of the upper layer the content that a lower one has. The rest of it stays."""
         if metacopy.is_metacopy(layer.proc_path(content)):
@@ -168,6 +172,7 @@ class CopyUp:
         finally:
             self.upper.discard(staged)
         node.upper = True
+        self.tree.nodes.note(node)
 
     # Everything else -------------------------------------------------------------------------------
 
@@ -410,6 +415,9 @@ class CopyUp:
         node, staged = copy.node, copy.staged
         staging_fd = self.upper.staging_fd
         upper_ino = self._staged_stat(staged).st_ino
+        book = self.tree.nodes.ledger
+        if book is not None:
+            book.begin(ledger.COPIED, node.ino, b"")
         readers: dict[int, int] = {}
         if not copy.is_metacopy:
             readers = self._open_readers(node, self._staged_path(staged))
@@ -417,6 +425,7 @@ class CopyUp:
             if not node.names:
                 node.orphan = os.open(staged, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=staging_fd)
                 os.unlink(staged, dir_fd=staging_fd)
+                self.tree.nodes.note(node)
             elif copy.status.st_nlink > 1:
                 self.hard_links.adopt(node, staged, copy.place[0], copy.status.st_ino)
             else:
@@ -439,6 +448,8 @@ class CopyUp:
         if node.backing is not None:
             # Who has it open stays with the lower file; others get the copy.
             node.backing = None
+            if book is not None:
+                book.set_backing(node.record, 0)
             self.tree.nodes.rename_for_kernel(node)
             pyfuse3.invalidate_inode(pyfuse3.InodeT(node.ino), attr_only=True)
 
@@ -461,6 +472,21 @@ class CopyUp:
         for fd, reader in readers.items():
             os.dup2(reader, fd, inheritable=False)
             os.close(reader)
+
+    def follow(self, node: Node) -> None:
+        """Let open files of a copied file be its copy's: a server may have died before they were.
+
+        Raises OSError.
+        """
+        if not node.upper or node.kind != stat.S_IFREG or self.tree.content_place(node) is not None:
+            return
+        status = self.tree.stat(node)
+        if all(os.path.samestat(os.fstat(fd), status) for fd in node.handles):
+            return
+        self._replace_descriptors(self._open_readers(node, self.tree.proc_path(node)))
+        if node.backing is not None:
+            node.backing = None
+            self.tree.nodes.rename_for_kernel(node)
 
     def _now_upper(self, node: Node, upper_ino: int) -> None:
         node.upper = True

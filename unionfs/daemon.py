@@ -24,15 +24,18 @@ import trio
 from unionfs import logs, syscalls
 from unionfs.copyup import CopyUp
 from unionfs.inspection import Inspection
+from unionfs.keeper import SIGNALS, Keeper, Lost
 from unionfs.layer import Layer
+from unionfs.ledger import Ledger
 from unionfs.operations import FOREVER, Operations
 from unionfs.options import Options
 from unionfs.passthrough import Backings, Policy
-from unionfs.session import Capability, hooked, negotiate, pyfuse3, sleep_in_hooks
+from unionfs.revival import Revival
+from unionfs.session import Capability, hooked, keep, negotiate, pyfuse3, resend, sleep_in_hooks
 from unionfs.session.fastpath import FastPath
 from unionfs.stack import StackError, open_stack
 from unionfs.tree import Tree
-from unionfs.upper import Upper
+from unionfs.upper import Upper, clean_staging
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +77,7 @@ def run(mount: Mount, *, foreground: bool) -> None:
         except OSError as error:
             raise MountError(f"log '{mount.options.log}': {error.strerror}") from None
     if foreground:
-        _serve(mount, lowers, upper, lambda: None)
+        _hold(mount, lowers, upper, lambda: None)
         return
     reader, writer = os.pipe()
     child = os.fork()
@@ -122,7 +125,7 @@ def _background(mount: Mount, lowers: list[Layer], upper: Upper | None, writer: 
         os.close(writer)
 
     try:
-        _serve(mount, lowers, upper, ready)
+        _hold(mount, lowers, upper, ready)
     except MountError as error:
         os.write(writer, str(error).encode("utf-8", "surrogateescape"))
         return 1
@@ -177,20 +180,94 @@ def _await_answer(mountpoint: str, reader: int) -> None:
         raise MountError(f"mountpoint '{mountpoint}': mounted, but: {error.strerror}") from None
 
 
+# Kept ---------------------------------------------------------------------------------------------
+
+
+def _hold(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callable[[], None]) -> None:
+    """Serve, by a child that another one follows if it dies, or here where that cannot be had.
+
+    Raises MountError, also when no server could go on.
+    """
+    ledger = _new_ledger() if mount.options.keeper else None
+    if ledger is None:
+        _serve(mount, lowers, upper, ready, None)
+        return
+    kept = _open_descriptors()
+
+    def serve() -> int:
+        if ledger.session_fd:
+            _close_all_but({*kept, *ledger.held()})
+        try:
+            _serve(mount, lowers, upper, ready if not ledger.session_fd else lambda: None, ledger)
+        except MountError as error:
+            ledger.say(str(error))
+            return 1
+        except BaseException:
+            log.exception("the mount at %s ended", mount.mountpoint)
+            return 1
+        return 0
+
+    try:
+        status = Keeper(ledger, serve).run()
+    except Lost as lost:
+        log.error("%s; %s is unmounted", lost, mount.mountpoint)
+        _take_away(mount.mountpoint)
+        raise MountError(str(lost)) from None
+    if status:
+        raise MountError(ledger.message or "the server ended, see its log")
+
+
+def _new_ledger() -> Ledger | None:
+    try:
+        return Ledger()
+    except OSError as error:
+        log.info("no keeper: %s", error.strerror)
+        return None
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close what a dead server has left open that nobody knows of any more."""
+    for fd in _open_descriptors():
+        if fd not in kept:
+            os.close(fd)
+
+
+def _take_away(mountpoint: str) -> None:
+    try:
+        syscalls.umount(os.fsencode(mountpoint), syscalls.MNT_DETACH)
+    except PermissionError:
+        subprocess.run(["fusermount3", "-u", "-z", mountpoint], check=False)
+    except OSError as error:
+        log.info("%s: %s", mountpoint, error.strerror)
+
+
 # Serving ------------------------------------------------------------------------------------------
 
 
-def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callable[[], None]) -> None:
-    """Mount, answer requests until the mount is gone, give everything back."""
+def _serve(
+    mount: Mount,
+    lowers: list[Layer],
+    upper: Upper | None,
+    ready: Callable[[], None],
+    ledger: Ledger | None,
+) -> None:
+    """Mount, or go on with a mount, answer requests until it is gone, give everything back."""
     os.chdir("/")
     logging.getLogger("pyfuse3").addFilter(_somebody_waits)
     options = mount.options
-    tree = Tree(lowers, upper)
+    takes_over = ledger is not None and ledger.session_fd > 0
+    if takes_over and upper is not None:
+        clean_staging(upper.staging_fd)
+    tree = Tree(lowers, upper, ledger)
     copyup = None
     if upper is not None and not options.read_only:
         upper.take_callers_ids()
+        if takes_over:
+            CopyUp(Tree(lowers, upper), upper, sync=options.sync).finish_links()
         copyup = CopyUp(tree, upper, sync=options.sync, metacopies=options.metacopy)
-        copyup.recover()
+        if not takes_over:
+            copyup.recover()
+    revival = Revival(tree, ledger, copyup) if ledger is not None and takes_over else None
     operations = Operations(
         tree,
         upper,
@@ -205,13 +282,19 @@ def _serve(mount: Mount, lowers: list[Layer], upper: Upper | None, ready: Callab
     )
     backings = Backings(options.passthrough)
     operations.inspection = Inspection(tree, copyup, backings, fastpath=options.fastpath)
+    if ledger is not None:
+        keep(ledger.address)
     if options.fastpath:
         negotiate(_wanted(options))
-    _mount(mount, operations)
+    if ledger is not None and revival is not None:
+        pyfuse3.init(operations, f"/dev/fd/{ledger.session_fd}", {"debug"} if mount.debug else set())
+        revival.reopen(operations)
+    else:
+        _mount(mount, operations)
     if options.fastpath and hooked():
         FastPath(operations, backings).install()
     try:
-        trio.run(_main, mount.mountpoint, ready)
+        trio.run(_main, mount.mountpoint, ready, revival)
     finally:
         pyfuse3.close(unmount=True)
         if copyup is not None:
@@ -282,18 +365,22 @@ def _users_may_allow_others() -> bool:
         return False
 
 
-async def _main(mountpoint: str, ready: Callable[[], None]) -> None:
+async def _main(mountpoint: str, ready: Callable[[], None], revival: Revival | None) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_unmount_at_signal, mountpoint)
         ready()
         sleep_in_hooks()
+        if revival is not None:
+            revival.resettle()
+            resend()
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 
 
 async def _unmount_at_signal(mountpoint: str) -> None:
     """SIGTERM, SIGINT and SIGHUP: unmount, which ends the main loop; from busy users it is taken away."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*SIGNALS) as signals:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the keeper had them blocked
         async for _ in signals:
             # In a thread: the kernel writes back what is dirty, and we have to answer.
             if not await trio.to_thread.run_sync(_unmount, mountpoint, abandon_on_cancel=True):
@@ -310,6 +397,8 @@ def _unmount(mountpoint: str) -> bool:
     except PermissionError:
         return subprocess.run(["fusermount3", "-u", "-z", mountpoint], check=False).returncode == 0
     except OSError as error:
+        if error.errno == errno.EINVAL:  # it is no mountpoint any more
+            return True
         log.info("%s: %s, so it is detached", mountpoint, error.strerror)
     fd = os.open(mountpoint, os.O_RDONLY | os.O_DIRECTORY)
     try:

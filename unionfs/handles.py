@@ -57,6 +57,11 @@ class HandleTable(Generic[T]):
     def __getitem__(self, handle: int) -> T:
         return self._open[handle]
 
+    def restore(self, things: dict[int, T]) -> None:
+        """Begin with things that are open, under their numbers."""
+        self._open = things
+        self._free = [handle for handle in range(1, max(things, default=0)) if handle not in things]
+
     def add(self, thing: T) -> int:
         """Number an open thing."""
         handle = self._free.pop() if self._free else len(self._open) + 1

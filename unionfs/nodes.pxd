@@ -2,6 +2,8 @@
 
 from libc.stdint cimport uint64_t
 
+from unionfs.ledger cimport Ledger
+
 
 cdef class Entry:
     cdef public unsigned int kind
@@ -38,9 +40,15 @@ cdef class Node:
     cdef public bint stale
     cdef public int metacopy
     cdef public bint unsettled
+    cdef public unsigned int record
 
 
 cdef class NodeTable:
     cdef public Node root
+    cdef public Ledger ledger
+    cdef public object revival
     cdef public dict _nodes
     cdef public uint64_t _second_names
+
+    cpdef Node find(self, uint64_t ino)
+    cpdef Node get(self, uint64_t ino)

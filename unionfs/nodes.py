@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     import trio
 
     from unionfs.layer import Layer
+    from unionfs.ledger import Ledger
     from unionfs.passthrough import Backing
+    from unionfs.revival import Revival
 
 ROOT = 1
 
@@ -107,6 +109,8 @@ class Node:
         self.metacopy = -1
         #: Whether the disk may not have its content yet (settling.py).
         self.unsettled = False
+        #: Where the ledger has it, 0 for nowhere.
+        self.record = 0
 
     def __repr__(self) -> str:
         return f"<Node {self.ino} {self.names[:1]}>"
@@ -115,8 +119,12 @@ class Node:
 class NodeTable:
     """Node ids to nodes, and when to let go of one."""
 
-    def __init__(self, root: Node) -> None:
+    def __init__(self, root: Node, ledger: Ledger | None = None) -> None:
+        """`ledger`: what the next server has to know is written there."""
         self.root = root
+        self.ledger = ledger
+        #: Brings back nodes that an earlier server has left, one by one; None once there are none.
+        self.revival: Revival | None = None
         self._nodes: dict[int, Node] = {ROOT: root}
         self._second_names = _SECOND_NAMES
         root.lookups = 1  # the kernel never forgets the root
@@ -125,37 +133,73 @@ class NodeTable:
         return len(self._nodes)
 
     def __getitem__(self, ino: int) -> Node:
-        return self._nodes[ino]
+        return self.find(ino)
+
+    def find(self, ino: int) -> Node:
+        """The node of that number. Raises KeyError; OSError when its layer cannot be read (revival.py)."""
+        node = self.get(ino)
+        if node is None:
+            raise KeyError(ino)
+        return node
 
     def get(self, ino: int) -> Node | None:
-        """The node of that number, if it is in the table."""
-        return self._nodes.get(ino)
+        """The node of that number, if it is in the table. Raises OSError as `find` does."""
+        node = self._nodes.get(ino)
+        if node is None and self.revival is not None:
+            node = self.revival.wake(ino)
+        return node
 
     def add(self, node: Node) -> None:
         """Put a new node in."""
         self._nodes[node.ino] = node
+        if self.ledger is not None:
+            node.record = self.ledger.add_node(node.ino, node.id, node.kind)
+            self.note(node)
+
+    def add_again(self, node: Node, record: int) -> None:
+        """Put one in that an earlier server knew, under both names that the kernel has for it."""
+        node.record = record
+        self._nodes[node.ino] = self._nodes[node.id] = node
+        if node.id >= self._second_names:
+            self._second_names = node.id + 1
+
+    def note(self, node: Node) -> None:
+        """Write down what may have changed of a node: second name, references, orphan, whether unsettled."""
+        if node.record:
+            assert self.ledger is not None
+            self.ledger.note(
+                node.record, node.id, node.lookups, node.old_lookups, node.orphan, node.unsettled
+            )
 
     def name(self, node: Node, parent: Node, name: bytes, entry: Entry) -> None:
         """Note that `name` in `parent` leads to `node`."""
         entry.node = node
         node.names.append((parent, name))
         parent.pins += 1
+        if node.record:
+            assert self.ledger is not None
+            self.ledger.add_name(node.record, parent.ino, name)
 
     def unname(self, node: Node, parent: Node, name: bytes, entry: Entry) -> None:
         """Note that it does so no longer."""
         entry.node = None
         node.names.remove((parent, name))
         parent.pins -= 1
+        if node.record:
+            assert self.ledger is not None
+            self.note(node)
+            self.ledger.drop_name(node.record, parent.ino, name)
         self.release(parent)
 
     def forget(self, ino: int, lookups: int) -> None:
         """The kernel gave back that many references."""
-        node = self._nodes.get(ino)
+        node = self.get(ino)
         if node is not None:
             if ino == node.id:
                 node.lookups -= lookups
             else:
                 node.old_lookups -= lookups
+            self.note(node)
             self.release(node)
 
     def rename_for_kernel(self, node: Node) -> None:
@@ -168,6 +212,7 @@ class NodeTable:
         node.id = self._second_names
         self._second_names += 1
         self._nodes[node.id] = node
+        self.note(node)
 
     def release(self, node: Node) -> None:
         """Take a node out of the table if nothing holds it, and then perhaps its parents."""
@@ -180,6 +225,10 @@ class NodeTable:
             del self._nodes[node.ino]
             if node.id != node.ino:
                 del self._nodes[node.id]
+            if node.record:
+                assert self.ledger is not None
+                self.ledger.drop_node(node.record)
+                node.record = 0
             if node.orphan >= 0:
                 os.close(node.orphan)
                 node.orphan = -1

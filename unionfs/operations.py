@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 
 import trio
 
-from unionfs import inspection, whiteout, xattr
+from unionfs import inspection, ledger, whiteout, xattr
 from unionfs.changes import Changes
 from unionfs.copyup import CopyUp
 from unionfs.errors import answers_errors
@@ -92,6 +92,8 @@ class Operations(pyfuse3.Operations):
         self.enable_acl = acl and xattrs
         self._tree = tree
         self._nodes = tree.nodes
+        #: What the next server has to know of open files is written there (ledger.pyx).
+        self.ledger = tree.nodes.ledger
         self._upper = upper
         self._copyup = copyup
         self._changes = None
@@ -133,6 +135,7 @@ class Operations(pyfuse3.Operations):
         """Attributes that also tell the kernel of the node: one more reference it will give back."""
         attributes = self._attributes(node)
         node.lookups += 1
+        self._nodes.note(node)
         return attributes
 
     def _absent(self) -> pyfuse3.EntryAttributes:
@@ -149,6 +152,11 @@ class Operations(pyfuse3.Operations):
 
     def _caller(self, ctx: pyfuse3.RequestContext) -> Caller:
         return Caller(*self._ids.caller_stored(ctx.uid, ctx.gid), ctx.umask)
+
+    def reopen(self, files: dict[int, OpenFile], directories: dict[int, OpenDirectory]) -> None:
+        """Begin with what an earlier server has left open: by descriptor, and by number."""
+        self._files.update(files)
+        self._directories.restore(directories)
 
     # Names -----------------------------------------------------------------------------------------
 
@@ -171,7 +179,10 @@ class Operations(pyfuse3.Operations):
         """OPENDIR."""
         node = self._nodes[inode]
         self._tree.listing(node)
-        return self._directories.add(OpenDirectory(node))
+        handle = self._directories.add(OpenDirectory(node))
+        if self.ledger is not None:
+            self.ledger.add_directory(handle, node.ino)
+        return handle
 
     async def readdir(self, fh: int, start_id: int, token: pyfuse3.ReaddirToken) -> None:
         """READDIRPLUS. Offsets 1 and 2 are `.` and `..`; then positions in the names of the first read."""
@@ -180,6 +191,8 @@ class Operations(pyfuse3.Operations):
         listing = self._tree.listing(node)
         if start_id == 0:
             directory.names = list(listing.names)
+            if self.ledger is not None:
+                self.ledger.keep_names(fh, directory.names)
             self._note_reading(node)
             if not pyfuse3.readdir_reply(token, b".", self._attributes(node), 1):
                 return
@@ -203,6 +216,7 @@ class Operations(pyfuse3.Operations):
                 self._nodes.release(child)
                 return
             child.lookups += 1
+            self._nodes.note(child)
 
     def _note_reading(self, node: Node) -> None:
         """Let the disk move an upper directory's atime, if it would at all (relatime, mount(8))."""
@@ -221,6 +235,15 @@ class Operations(pyfuse3.Operations):
 
     async def releasedir(self, fh: int) -> None:
         """RELEASEDIR."""
+        self.release_directory(fh)
+
+    def release_directory(self, fh: int) -> None:
+        """What RELEASEDIR does."""
+        if self.ledger is not None:
+            if self.ledger.repeats(ledger.RELEASED_DIRECTORY, fh, b""):
+                return
+            self.ledger.begin(ledger.RELEASED_DIRECTORY, fh, b"")
+            self.ledger.drop_directory(fh)
         self._directories.pop(fh)
 
     async def fsyncdir(self, fh: int, datasync: bool) -> None:
@@ -273,7 +296,7 @@ class Operations(pyfuse3.Operations):
 
     def _make(self, parent: Node, name: bytes, kind: int, make: Maker[None], caller: Caller) -> Node:
         changes, _, _ = self._writable()
-        return changes.create(parent, name, kind, make, caller)[0]
+        return changes.made_before(parent, name) or changes.create(parent, name, kind, make, caller)[0]
 
     async def link(
         self, inode: int, new_parent_inode: int, new_name: bytes, ctx: pyfuse3.RequestContext
@@ -441,6 +464,8 @@ class Operations(pyfuse3.Operations):
         node = self._nodes[inode]
         await copyup.attributes(node)
         path, follow = self._xattr_path(node)
+        if self.ledger is not None:
+            self.ledger.begin(ledger.XATTR_MADE, node.id, name)
         os.setxattr(path, name, value, follow_symlinks=follow)
         if name == _ACCESS_ACL and ctx.uid != 0:
             status = self._tree.stat(node)
@@ -452,11 +477,16 @@ class Operations(pyfuse3.Operations):
         _, copyup, _ = self._writable()
         name = self._stored_name(name)
         node = self._nodes[inode]
+        if self.ledger is not None and self.ledger.repeats(ledger.XATTR_REMOVED, node.ino, name):
+            return
         path, follow = self._xattr_path(node)
         if not node.upper:
             os.getxattr(path, name, follow_symlinks=follow)  # ENODATA is no reason to copy up
             await copyup.attributes(node)
             path, follow = self._xattr_path(node)
+        if self.ledger is not None:
+            os.getxattr(path, name, follow_symlinks=follow)
+            self.ledger.begin(ledger.XATTR_REMOVED, node.ino, name)
         os.removexattr(path, name, follow_symlinks=follow)
 
     # Files -----------------------------------------------------------------------------------------
@@ -505,6 +535,9 @@ class Operations(pyfuse3.Operations):
     def make_file(self, parent: Node, name: bytes, mode: int, flags: int, caller: Caller) -> tuple[Node, int]:
         """What CREATE does: the file's node and a descriptor to it. Raises OSError."""
         changes, _, _ = self._writable()
+        before = changes.made_before(parent, name)
+        if before is not None:
+            return before, self._tree.open(before, flags & BACKING_FLAGS)
         backing = (flags & BACKING_FLAGS) | _CREATE_FLAGS
         return changes.create(
             parent,
@@ -517,6 +550,8 @@ class Operations(pyfuse3.Operations):
     def _opened(self, node: Node, fd: int, flags: int) -> pyfuse3.FileInfo:
         self._files[fd] = OpenFile(node, flags)
         node.handles.append(fd)
+        if self.ledger is not None:
+            self.ledger.add_file(fd, node.ino, flags, 0)
         return pyfuse3.FileInfo(fh=fd, keep_cache=True)
 
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -544,6 +579,11 @@ class Operations(pyfuse3.Operations):
 
     async def release(self, fh: int) -> None:
         """RELEASE."""
+        if self.ledger is not None:
+            if self.ledger.repeats(ledger.RELEASED, fh, b""):
+                return
+            self.ledger.begin(ledger.RELEASED, fh, b"")
+            self.ledger.drop_file(fh)
         file = self._files.pop(fh)
         file.node.handles.remove(fh)
         os.close(fh)

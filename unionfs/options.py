@@ -49,6 +49,8 @@ class Options:
     fastpath: bool = True
     #: Which files the kernel reads and writes in their layer itself.
     passthrough: Policy = Policy.AUTO
+    #: A keeper starts the server anew if it dies.
+    keeper: bool = False
     #: A file for the server's log, instead of the system's.
     log: str | None = None
     #: Options passed over, to be told of.
@@ -102,7 +104,8 @@ _NO_EFFECT_WITH_VALUE = frozenset(
 #: Words that would be missed if a slip of the finger made others of them.
 _OWN = (
     "lowerdir upperdir workdir volatile fsync noacl noxattrs static_nlink timeout redirect_dir metacopy "
-    "uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid fastpath nofastpath passthrough log"
+    "uidmapping gidmapping squash_to_root squash_to_uid squash_to_gid fastpath nofastpath passthrough log "
+    "keeper nokeeper"
 ).split()
 
 #: Features of overlayfs that change what is on disk: only their default can be had.
@@ -167,6 +170,8 @@ def _with(options: Options, name: str, value: str | None) -> Options:
         return replace(options, redirect_dir=value == "on")
     if name in ("fastpath", "nofastpath") and value is None:
         return replace(options, fastpath=name == "fastpath")
+    if name in ("keeper", "nokeeper") and value is None:
+        return replace(options, keeper=name == "keeper")
     if name == "passthrough":
         return replace(options, passthrough=_policy(value))
     if name == "metacopy":

@@ -67,6 +67,7 @@ class Settling:
         """A marked copy is the node's now."""
         node.unsettled = True
         node.pins += 1
+        self._tree.nodes.note(node)
         self._pending.add(node)
         if not self._running:
             self._running = True
@@ -78,6 +79,7 @@ class Settling:
             self._pending.discard(node)
             node.unsettled = False
             node.pins -= 1
+            self._tree.nodes.note(node)
             self._tree.nodes.release(node)
 
     async def settle(self, node: Node, fd: int) -> None:
@@ -131,6 +133,12 @@ class Settling:
             if node in self._pending:
                 with contextlib.suppress(FileNotFoundError):  # somebody was in the upper layer itself
                     origin.settle(self._tree.proc_path(node), follow=node.orphan >= 0)
+
+    def take_over(self) -> None:
+        """Go on with what a server that was killed has noted. Raises OSError."""
+        with contextlib.suppress(FileNotFoundError):
+            os.stat(_NOTE, dir_fd=self._upper.work_fd)
+            self._noted = True
 
     # After a server was killed -----------------------------------------------------------------------
 

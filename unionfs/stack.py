@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from unionfs import syscalls, volatile, whiteout
 from unionfs.layer import Layer, open_lower
 from unionfs.options import Options
-from unionfs.upper import Upper, remove_tree
+from unionfs.upper import Upper, clean_staging, remove_tree
 from unionfs.whiteout import Convention
 
 #: Seconds to wait for an earlier server of the same upper that is just ending.
@@ -168,10 +168,7 @@ def _open_upper(upperdir: str, workdir: str, options: Options) -> Upper:
         volatile.check(staging_fd)
         if options.volatile:
             volatile.mark(staging_fd)
-        for name in os.listdir(staging_fd):
-            # What an earlier server left half done. `incompat` is of volatile.py and of kernel overlayfs.
-            if name != "incompat":
-                remove_tree(staging_fd, os.fsencode(name))
+        clean_staging(staging_fd)
         convention = Convention.MARKER if options.markers else _convention(staging_fd)
         upper = Upper(upperdir, root_fd, staging_fd, work_fd, locks, convention, crosses_mounts=crosses)
     except BaseException:

@@ -20,6 +20,7 @@ import xxhash
 
 from unionfs import metacopy, origin, redirect, whiteout
 from unionfs.layer import DirectoryEntry, Layer, join
+from unionfs.ledger import Ledger
 from unionfs.nodes import ROOT, Entry, Listing, Node, NodeTable
 from unionfs.redirect import Place
 from unionfs.upper import Upper
@@ -32,7 +33,8 @@ _INO_BITS = 48
 class Tree:
     """The union of some lower layers, topmost first, and at most one upper layer."""
 
-    def __init__(self, lowers: list[Layer], upper: Upper | None) -> None:
+    def __init__(self, lowers: list[Layer], upper: Upper | None, ledger: Ledger | None = None) -> None:
+        """`ledger`: what the next server has to know of nodes is written there."""
         self.lowers = lowers
         self.upper = upper
         # Counted from the bottom, so that numbers stay when layers are put on top.
@@ -45,7 +47,7 @@ class Tree:
             root.upper_ino = upper.stat(b"").st_ino
             if self.is_opaque(upper, b""):
                 root.lowers = ()
-        self.nodes = NodeTable(root)
+        self.nodes = NodeTable(root, ledger)
         #: Directories that must not be seen through a lower layer they lie in: they change beneath it.
         self._hidden = upper.own_directories() if upper is not None else frozenset()
 
@@ -170,7 +172,10 @@ class Tree:
 
     def _make_node(self, parent: Node, name: bytes, entry: Entry) -> Node:
         """The node that a name of a merged directory leads to: a new one, or that of another hard link."""
-        places = [(layer, join(path, name)) for layer, path in self._below(parent, entry)]
+        if self.nodes.revival is not None and self.nodes.revival.wake_name(parent, name):
+            assert entry.node is not None
+            return entry.node
+        places = self._lower_places(parent, name, entry)
         layer, path = self._upper_place(parent, name) if entry.upper else places[0]
         status = layer.stat(path)
         if (status.st_dev, status.st_ino) in self._hidden:
@@ -181,17 +186,47 @@ class Tree:
         upper_ino = status.st_ino if entry.upper else 0
         ino, node = self._claim(wanted, entry.kind, upper_ino)
         if node is None:
-            if entry.kind == stat.S_IFDIR:
-                places = self._directory_places(parent, (layer, path), places)
-            node = Node(ino, entry.kind, tuple(places))
-            node.upper = entry.upper
-            node.upper_ino = upper_ino
+            node = self._node_at((layer, path), places, parent, entry, ino, upper_ino)
             self.nodes.add(node)
-        elif node.orphan >= 0:
-            os.close(node.orphan)
-            node.orphan = -1
+        else:
+            self.drop_orphan(node)
         self.nodes.name(node, parent, name, entry)
         return node
+
+    def _node_at(
+        self, top: Place, places: list[Place], parent: Node, entry: Entry, ino: int, upper_ino: int
+    ) -> Node:
+        if entry.kind == stat.S_IFDIR:
+            places = self._directory_places(parent, top, places)
+        node = Node(ino, entry.kind, tuple(places))
+        node.upper = entry.upper
+        node.upper_ino = upper_ino
+        return node
+
+    def node_again(self, parent: Node, name: bytes, entry: Entry, ino: int) -> Node:
+        """A node of a number that it had before, for what a name leads to; it is not in the table.
+
+        Raises OSError.
+        """
+        places = self._lower_places(parent, name, entry)
+        layer, path = self._upper_place(parent, name) if entry.upper else places[0]
+        inode = layer.stat(path).st_ino
+        return self._node_at((layer, path), places, parent, entry, ino, inode if entry.upper else 0)
+
+    def drop_orphan(self, node: Node) -> None:
+        """The node has a name again."""
+        if node.orphan >= 0:
+            orphan, node.orphan = node.orphan, -1
+            self.nodes.note(node)
+            os.close(orphan)
+
+    def _lower_places(self, parent: Node, name: bytes, entry: Entry) -> list[Place]:
+        return [(layer, join(path, name)) for layer, path in self._below(parent, entry)]
+
+    def lower_place(self, parent: Node, name: bytes) -> Place | None:
+        """Where the lower layers have a name of a directory, seen or not."""
+        entry = self.listing(parent).below.get(name)
+        return self._lower_places(parent, name, entry)[0] if entry is not None else None
 
     def new_node(self, parent: Node, name: bytes, entry: Entry) -> Node:
         """The node of a name that was made in the upper layer just now: it has neither origin nor others."""

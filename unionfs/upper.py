@@ -455,6 +455,13 @@ class Upper(Layer):
             self.unmark(parent, name)
 
 
+def clean_staging(staging_fd: int) -> None:
+    """Remove what an earlier server left half done. `incompat` is of volatile.py and of kernel overlayfs."""
+    for name in os.listdir(staging_fd):
+        if name != "incompat":
+            remove_tree(staging_fd, os.fsencode(name))
+
+
 def remove_tree(parent_fd: int, name: bytes) -> None:
     """Remove `name` in the directory `parent_fd` and all in it, never following a symlink."""
     try:

@@ -156,6 +156,10 @@ class Union:
         assert self._server is not None
         return int(self._server.pid)
 
+    def is_alive(self) -> bool:
+        """Whether the server runs, or its keeper."""
+        return self._server is not None and bool(self._server.is_alive())
+
     def options(self, *more: str) -> str:
         """The -o value."""
         parts = ["lowerdir=" + ":".join(escape(os.fspath(path)) for path in self.lowers)]

@@ -27,9 +27,12 @@ __all__ = [
     "Capability",
     "agreed",
     "counts",
+    "fork_sharing_descriptors",
     "hooked",
+    "keep",
     "negotiate",
     "pyfuse3",
+    "resend",
     "sleep_in_hooks",
 ]
 
@@ -50,6 +53,9 @@ negotiate = _hooks.negotiate
 agreed = _hooks.agreed
 hooked = _hooks.hooked
 counts = _hooks.counts
+keep = _hooks.keep
+resend = _hooks.resend
+fork_sharing_descriptors = _hooks.fork_sharing_descriptors
 
 
 def sleep_in_hooks() -> None:

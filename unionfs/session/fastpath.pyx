@@ -23,10 +23,12 @@ from libc.errno cimport errno
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
+from unionfs.ledger cimport RESENT, Ledger
 from unionfs.nodes cimport Node, NodeTable
 
 from unionfs.handles import BACKING_FLAGS, WRITES_THROUGH, OpenDirectory, OpenFile
 from unionfs.layer import open_noatime
+from unionfs.ledger import RELEASED
 from unionfs.session import _hooks, pyfuse3
 from unionfs.passthrough import Policy, is_program
 from unionfs.upper import Caller
@@ -254,7 +256,8 @@ cdef class FastPath:
     cdef object operations, tree, changes, copyup, upper, backings, directories
     cdef object ids, uid_shown, uid_stored, gid_shown, gid_stored
     cdef NodeTable table
-    cdef dict nodes, files
+    cdef Ledger ledger
+    cdef dict files
     cdef bint plain_ids, static_nlink, begun
     #: Whether setuid is ours to clear.
     cdef bint killpriv
@@ -267,7 +270,7 @@ cdef class FastPath:
         self.operations = operations
         self.tree = operations._tree
         self.table = self.tree.nodes
-        self.nodes = self.table._nodes
+        self.ledger = self.table.ledger
         self.changes = operations._changes
         self.copyup = operations._copyup
         self.upper = operations._upper
@@ -371,6 +374,8 @@ cdef class FastPath:
         if not self.may_be_written(node):
             entry.attr_valid, entry.attr_valid_nsec = self.valid, self.valid_nsec
         node.lookups += 1
+        if node.record:
+            self.ledger.nodes[node.record].lookups = node.lookups
         return 0
 
     cdef bint may_be_written(self, Node node) except -1:
@@ -471,17 +476,34 @@ cdef class FastPath:
         try:
             if not self.begun:
                 self.begin(fd)
+            if self.ledger is not None:
+                if request.unique & RESENT:
+                    self.close_unanswered(request)
+                self.ledger.head.current = request.unique
             result = self.dispatch(request, buffer + sizeof(in_header), size - sizeof(in_header))
         except BaseException as error:
             result = self.fail(request, error)
+        if self.ledger is not None:
+            if result == DONE:
+                self.ledger.head.steps[0].kind = 0
+            self.ledger.head.current = 0
         return result
+
+    cdef int close_unanswered(self, in_header *request) except -1:
+        """Close what an earlier server had opened for this request when it died: it is about to be opened anew."""
+        cdef int fd = self.ledger.head.opened_fd
+        if self.ledger.head.opened_by and (self.ledger.head.opened_by ^ request.unique) & ~RESENT == 0:
+            self.ledger.head.opened_by = 0
+            if fd in self.files:
+                self.close(fd)
+        return 0
 
     cdef int dispatch(self, in_header *request, char *body, size_t left) except -1:
         cdef uint32_t opcode = request.opcode
         if opcode == LOOKUP:
             return self.lookup(request, body, left)
         if opcode == GETATTR:
-            return self.reply_attributes(request, self.nodes[request.nodeid])
+            return self.reply_attributes(request, self.table.find(request.nodeid))
         if opcode == WRITE:
             return self.write(request, <io_in *>body, left)
         if opcode == READ:
@@ -507,7 +529,7 @@ cdef class FastPath:
         if opcode == RELEASEDIR:
             if left < sizeof(fh_in):
                 return LEFT
-            self.directories.pop((<fh_in *>body).fh)
+            self.operations.release_directory((<fh_in *>body).fh)
             return self.refuse(request, 0)
         if opcode == READLINK:
             return self.readlink(request)
@@ -538,7 +560,7 @@ cdef class FastPath:
         name = text(body, left)
         if name is None:
             return LEFT
-        node = self.tree.lookup(self.nodes[request.nodeid], name)
+        node = self.tree.lookup(self.table.find(request.nodeid), name)
         if node is not None:
             return self.reply_entry(request, node)
         memset(&absent, 0, sizeof(absent))
@@ -578,7 +600,7 @@ cdef class FastPath:
         if name is None:
             return LEFT
         operations = self.operations
-        parent = self.nodes[request.nodeid]
+        parent = self.table.find(request.nodeid)
         if request.opcode == SYMLINK:
             target = text(body + len(name) + 1, left - len(name) - 1)
             if target is None:
@@ -598,10 +620,10 @@ cdef class FastPath:
         if name is None:
             return LEFT
         changes = self.writable()
-        node = self.nodes[(<uint64_t *>body)[0]]
+        node = self.table.find((<uint64_t *>body)[0])
         if node.copying is not None or (not node.upper and not self.copyup.is_immediate(node)):
             return self.later(request, self.copyup.attributes(node))
-        now(changes.link(node, self.nodes[request.nodeid], name))
+        now(changes.link(node, self.table.find(request.nodeid), name))
         return self.reply_entry(request, node)
 
     cdef int remove(self, in_header *request, char *body, size_t left) except -1:
@@ -609,7 +631,7 @@ cdef class FastPath:
         if name is None:
             return LEFT
         changes = self.writable()
-        parent = self.nodes[request.nodeid]
+        parent = self.table.find(request.nodeid)
         if request.opcode == RMDIR:
             changes.rmdir(parent, name)
         elif not changes.unlink_now(parent, name):
@@ -629,7 +651,7 @@ cdef class FastPath:
         new = text(body + skipped + len(old) + 1, left - skipped - len(old) - 1)
         if new is None:
             return LEFT
-        old_parent, new_parent = self.nodes[request.nodeid], self.nodes[(<uint64_t *>body)[0]]
+        old_parent, new_parent = self.table.find(request.nodeid), self.table.find((<uint64_t *>body)[0])
         if not self.writable().rename_now(old_parent, old, new_parent, new, flags):
             return LEFT
         return self.refuse(request, 0)
@@ -638,9 +660,11 @@ cdef class FastPath:
 
     cdef int opendir(self, in_header *request) except -1:
         cdef open_out out
-        node = self.nodes[request.nodeid]
+        node = self.table.find(request.nodeid)
         self.tree.listing(node)
         out.fh = self.directories.add(OpenDirectory(node))
+        if self.ledger is not None:
+            self.ledger.add_directory(out.fh, (<Node>node).ino)
         out.open_flags = FOPEN_CACHE_DIR | FOPEN_KEEP_CACHE
         out.backing_id = 0
         self.reply(request, &out, sizeof(out))
@@ -663,6 +687,8 @@ cdef class FastPath:
         start = body.offset
         if start == 0:
             directory.names = list(seen)
+            if self.ledger is not None:
+                self.ledger.keep_names(body.fh, directory.names)
             self.operations._note_reading(node)
             if not self.add_directory(node, b".", 1, room, &used):
                 return self.reply_buffered(request, used)
@@ -698,6 +724,8 @@ cdef class FastPath:
             return False
         self.add(node, name, offset, room, used)
         node.lookups -= 1
+        if node.record:
+            self.ledger.nodes[node.record].lookups = node.lookups
         (<entry_out *>(reply_buffer + used[0] - entry_size(name))).nodeid = 0
         return True
 
@@ -738,7 +766,7 @@ cdef class FastPath:
         if left < sizeof(setattr_in):
             return LEFT
         self.writable()
-        node = self.nodes[request.nodeid]
+        node = self.table.find(request.nodeid)
         valid = body.valid
         if node.copying is not None:
             return self.later(request, node.copying.wait())
@@ -801,7 +829,7 @@ cdef class FastPath:
         if name.startswith(b"unionfs."):
             return LEFT  # inspection.py
         name = self.operations._stored_name(name)
-        node = self.nodes[request.nodeid]
+        node = self.table.find(request.nodeid)
         path = self.tree.proc_path(node)
         if node.orphan >= 0:
             got = getxattr(path, name, reply_buffer, min(size, <uint32_t>REPLY_SIZE))
@@ -852,7 +880,7 @@ cdef class FastPath:
             size = FSXATTR_SIZE
         else:
             return self.refuse(request, errnos.ENOTTY)
-        node = self.nodes[request.nodeid]
+        node = self.table.find(request.nodeid)
         if node.kind != 0o100000 and node.kind != 0o040000:
             return self.refuse(request, errnos.ENOTTY)
         sets = body.cmd == FS_IOC_SETFLAGS or body.cmd == FS_IOC_FSSETXATTR
@@ -882,7 +910,7 @@ cdef class FastPath:
         cdef open_out out
         if left < 8:
             return LEFT
-        node = self.nodes[request.nodeid]
+        node = self.table.find(request.nodeid)
         if node.id != request.nodeid:
             return self.refuse(request, errnos.ESTALE)
         flags = body.a
@@ -937,6 +965,10 @@ cdef class FastPath:
                 node.writers += 1
                 node.written = node.stale = True
         node.handles.append(fd)
+        if self.ledger is not None:
+            self.ledger.add_file(fd, node.ino, flags, out.backing_id)
+            if node.record:
+                self.ledger.nodes[node.record].backing = out.backing_id
         return 0
 
     cdef object backing_of(self, Node node, int fd, uint32_t flags):
@@ -973,7 +1005,7 @@ cdef class FastPath:
             return LEFT
         self.writable()
         caller = self.context(request, words.c)
-        parent = self.nodes[request.nodeid]
+        parent = self.table.find(request.nodeid)
         if request.opcode == TMPFILE:
             node, fd = self.changes.create_unnamed(parent, words.b & 0o7777, caller)
         else:
@@ -1003,7 +1035,7 @@ cdef class FastPath:
         if done < 0:
             return self.refuse(request, errno)
         if body.io_flags & WRITE_KILL_SUIDGID:
-            self.operations._drop_setuid(self.nodes[request.nodeid])
+            self.operations._drop_setuid(self.table.find(request.nodeid))
         out[0], out[1] = done, 0
         self.reply(request, out, sizeof(out))
         return DONE
@@ -1011,17 +1043,23 @@ cdef class FastPath:
     cdef int written(self, in_header *request, uint64_t *body, size_t left) except -1:
         """Before FALLOCATE and COPY_FILE_RANGE, which hooks.c answers: users clear setuid by them."""
         if self.killpriv and request.uid != 0 and left >= 24:
-            self.operations._drop_setuid(self.nodes[request.nodeid if request.opcode == FALLOCATE else body[2]])
+            self.operations._drop_setuid(self.table.find(request.nodeid if request.opcode == FALLOCATE else body[2]))
         return LEFT
 
     cdef int release(self, in_header *request, fh_in *body, size_t left) except -1:
         if left < sizeof(fh_in):
             return LEFT
+        if self.ledger is not None:
+            if self.ledger.repeats(RELEASED, body.fh, b""):
+                return self.refuse(request, 0)
+            self.ledger.begin(RELEASED, body.fh, b"")
         self.close(body.fh)
         return self.refuse(request, 0)
 
     cdef int close(self, object fh) except -1:
         cdef Node node
+        if self.ledger is not None:
+            self.ledger.drop_file(fh)
         file = self.files.pop(fh)
         node = file.node
         node.handles.remove(fh)
@@ -1034,6 +1072,8 @@ cdef class FastPath:
             if not backing.users:
                 if node.backing is backing:
                     node.backing = None
+                    if node.record:
+                        self.ledger.nodes[node.record].backing = 0
                 self.backings.close(backing)
         self.table.release(node)
         return 0

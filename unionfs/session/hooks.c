@@ -21,11 +21,16 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdint.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <time.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <unistd.h>
+
+#include "ledger.h"
 
 struct fuse_session;
 
@@ -39,6 +44,7 @@ struct custom_io {
 
 enum {
 	OP_FORGET = 2,
+	OP_SETXATTR = 21,
 	OP_INIT = 26,
 	OP_CREATE = 35,
 	OP_FALLOCATE = 43,
@@ -92,6 +98,10 @@ struct init_out {
 
 #define INIT_EXT (1u << 30)
 #define INIT_PASSTHROUGH (1ull << 37)
+#define INIT_HAS_RESEND (1ull << 39)
+
+/* A notification: the kernel is to send again what it has no answer to. */
+#define NOTIFY_RESEND 7
 
 /* Bytes that one COPY_FILE_RANGE copies at most: all other requests wait for it. */
 #define COPY_AT_MOST (16u << 20)
@@ -133,6 +143,10 @@ static struct {
 
 /* Answers a request: 0 leaves it to libfuse, 2 says that other tasks have work. Set by the fast path. */
 static int (*server)(int fd, char *buffer, size_t size);
+
+/* What the next server has to know, and whether we are a next one; NULL where there will be none. */
+static struct ledger_head *ledger;
+static int takes_over;
 
 static struct {
 	uint64_t wanted, offered, agreed;
@@ -187,6 +201,55 @@ static void note_offer(const struct in_header *in, const struct init_in *body, s
 	negotiation.offered = body->flags;
 	if (body->flags & INIT_EXT)
 		negotiation.offered |= (uint64_t)body->flags2 << 32;
+	if (ledger && in->len <= INIT_SIZE) {
+		memcpy(ledger->init, in, in->len);
+		ledger->init_size = in->len;
+		ledger->can_resend = !!(negotiation.offered & INIT_HAS_RESEND);
+	}
+}
+
+/* An answer went out: nothing is under way any more. */
+static void note_answer(void)
+{
+	if (ledger)
+		ledger->steps[0].kind = 0;
+}
+
+/*
+ * What the kernel sends again comes before all else that it sends; after that nobody will ask for what an
+ * earlier server was at.
+ */
+static void note_request(struct in_header *in)
+{
+	if (in->unique & RESENT) {
+		ledger->resent++;
+		return;
+	}
+	ledger->fresh++;
+	if (ledger->interrupted) {
+		for (int step = 1; step < STEPS; step++)
+			ledger->steps[step].kind = 0;
+		ledger->interrupted = 0;
+	}
+}
+
+/* XATTR_CREATE of what an earlier server has made, and could not answer: it is there by right. */
+static void allow_existing(const struct in_header *in, uint32_t *body, size_t left)
+{
+	for (int step = 1; ledger && ledger->interrupted && left >= 8 && step < STEPS; step++)
+		if (ledger->steps[step].kind == STEP_XATTR_MADE && ledger->steps[step].parent == in->nodeid)
+			body[1] = 0;
+}
+
+/* The first request of all, for a server that comes later. Returns as read(2) does. */
+static ssize_t first_request(void *buffer, size_t size)
+{
+	if (size < ledger->init_size) {
+		errno = EINVAL;
+		return -1;
+	}
+	memcpy(buffer, ledger->init, ledger->init_size);
+	return ledger->init_size;
 }
 
 /* Answer a request, or make of it one that pyfuse3 knows. Returns what `server` does. */
@@ -203,6 +266,9 @@ static int serve(int fd, char *buffer, size_t size)
 	case OP_INIT:
 		note_offer(in, body, left);
 		return 0;
+	case OP_SETXATTR:
+		allow_existing(in, (uint32_t *)(buffer + sizeof *in), left);
+		return server ? server(fd, buffer, size) : 0;
 	case OP_LSEEK:
 		if (left < sizeof(struct lseek_in))
 			return 0;
@@ -322,8 +388,9 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 
 	(void)userdata;
 	for (;;) {
-		ssize_t got = read(fd, buffer, size);
-		const struct in_header *in = buffer;
+		int replays = takes_over == 1;
+		ssize_t got = replays ? first_request(buffer, size) : read(fd, buffer, size);
+		struct in_header *in = buffer;
 		uint32_t opcode;
 		uint64_t since;
 		int result;
@@ -341,6 +408,10 @@ static ssize_t read_hook(int fd, void *buffer, size_t size, void *userdata)
 				errno = ENODEV;
 			return -1;
 		}
+		if (replays)
+			takes_over = 2;
+		else if (ledger && is_answered(in))
+			note_request(in);
 		since = clock_ns();
 		opcode = in->opcode < OPCODES ? in->opcode : 0;
 		counts[opcode].asked++;
@@ -365,14 +436,20 @@ static ssize_t writev_hook(int fd, struct iovec *parts, int count, void *userdat
 {
 	const struct out_header *out = parts[0].iov_base;
 	struct init_out reply;
+	ssize_t written;
 	uint64_t also;
 
 	(void)userdata;
 	if (out->unique) /* not a notification */
 		no_longer_waiting(out->unique);
 	if (!negotiation.pending || count != 2 || out->unique != negotiation.unique ||
-	    parts[1].iov_len < sizeof reply)
-		return writev(fd, parts, count);
+	    parts[1].iov_len < sizeof reply) {
+		ssize_t written = writev(fd, parts, count);
+
+		if (out->unique)
+			note_answer();
+		return written;
+	}
 	negotiation.pending = 0;
 	memcpy(&reply, parts[1].iov_base, sizeof reply);
 	also = negotiation.wanted & negotiation.offered;
@@ -384,7 +461,12 @@ static ssize_t writev_hook(int fd, struct iovec *parts, int count, void *userdat
 		reply.max_stack_depth = 1;
 	negotiation.agreed = reply.flags | (uint64_t)reply.flags2 << 32;
 	memcpy(parts[1].iov_base, &reply, sizeof reply);
-	return writev(fd, parts, count);
+	if (takes_over) /* the kernel was answered long ago */
+		return (ssize_t)out->len;
+	written = writev(fd, parts, count);
+	if (ledger && written > 0)
+		ledger->init_answered = 1;
+	return written;
 }
 
 static const struct custom_io hooks = {.writev = writev_hook, .read = read_hook};
@@ -421,6 +503,8 @@ __attribute__((visibility("default"))) int fuse_session_mount(struct fuse_sessio
 	/* A blocking read would not come back from the hook's loop. */
 	if (flags >= 0 && fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0)
 		hooked = install(session, fd);
+	if (ledger && hooked)
+		ledger->session_fd = fd;
 	return result;
 }
 
@@ -516,7 +600,63 @@ static PyObject *py_agreed(PyObject *self, PyObject *unused)
 	return PyLong_FromUnsignedLongLong(negotiation.agreed);
 }
 
+static PyObject *py_keep(PyObject *self, PyObject *address)
+{
+	(void)self;
+	ledger = (struct ledger_head *)PyLong_AsVoidPtr(address);
+	if (PyErr_Occurred())
+		return NULL;
+	takes_over = ledger->session_fd > 0;
+	Py_RETURN_NONE;
+}
+
+static PyObject *py_resend(PyObject *self, PyObject *unused)
+{
+	struct out_header out = {.len = sizeof out, .error = NOTIFY_RESEND};
+
+	(void)self, (void)unused;
+	if (write(ledger->session_fd, &out, sizeof out) < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	Py_RETURN_NONE;
+}
+
+/*
+ * fork(2), but that both have one table of descriptors. The C library's own fork cannot be asked for that;
+ * what else it does for a process of one thread is to note the thread's new number where it keeps that.
+ */
+static PyObject *py_fork_sharing_descriptors(PyObject *self, PyObject *unused)
+{
+	unsigned long flags = CLONE_FILES | SIGCHLD;
+	int *number = NULL;
+	long pid;
+
+	(void)self, (void)unused;
+	if (prctl(PR_GET_TID_ADDRESS, &number) == 0 && number)
+		flags |= CLONE_CHILD_SETTID | CLONE_CHILD_CLEARTID;
+	PyOS_BeforeFork();
+#ifdef __x86_64__
+	pid = syscall(SYS_clone, flags, NULL, NULL, number, 0);
+#else
+	pid = syscall(SYS_clone, flags, NULL, NULL, 0, number);
+#endif
+	if (pid == 0) {
+		PyOS_AfterFork_Child();
+	} else {
+		int error = errno;
+
+		PyOS_AfterFork_Parent();
+		errno = error;
+	}
+	if (pid < 0)
+		return PyErr_SetFromErrno(PyExc_OSError);
+	return PyLong_FromLong(pid);
+}
+
 static PyMethodDef methods[] = {
+	{"keep", py_keep, METH_O, "Write down what the next server has to know in the ledger at an address."},
+	{"resend", py_resend, METH_NOARGS, "Let the kernel send again what it has no answer to. Raises OSError."},
+	{"fork_sharing_descriptors", py_fork_sharing_descriptors, METH_NOARGS,
+	 "fork(2) with one table of descriptors for both (CLONE_FILES). Raises OSError."},
 	{"serve_by", py_serve_by, METH_O, "Let the fast path answer, given as a capsule \"unionfs.server\"."},
 	{"wake_by", py_wake_by, METH_O, "Sleep in the hooks, unless a descriptor is readable by which trio wakes."},
 	{"done", py_done, METH_O, "The request of that number, which the fast path had left waiting, is answered."},
