@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 import traceback
 from typing import Any
 
 import click
 
+from runtime import rootless
 from runtime.errors import RuntimeFailure, one_line
 from runtime.root import Root, state_root
 
@@ -61,6 +63,9 @@ COMMANDS = {
     "volume": "runtime.cli.volumes:volume",
     "wait": "runtime.cli.containers:wait",
 }
+
+#: Commands that need no files but the user's own, or can do with those.
+WITHOUT_NAMESPACES = ("login", "logout", "version")
 
 #: As docker does: a failure of ours must be told from an exit status of the container's command.
 FAILURE_IS_125 = ("run", "create")
@@ -143,4 +148,9 @@ def _usage_error(error: click.ClickException) -> int:
 @click.pass_context
 def main(ctx: click.Context, directory: str | None, debug: bool) -> None:
     """Run containers whose root filesystem is a union mount."""
-    ctx.obj = Root(state_root(directory))
+    root = Root(state_root(directory))
+    asks = ctx.invoked_subcommand not in WITHOUT_NAMESPACES and not {"-h", "--help"} & set(sys.argv)
+    # Where a user can have no namespaces, images can be kept all the same; `run` says what is missing.
+    if os.geteuid() != 0 and asks and not rootless.hindrance():
+        rootless.enter(root.path)
+    ctx.obj = root

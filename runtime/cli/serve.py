@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from runtime import rootless
 from runtime.cli import pass_root
 from runtime.root import Root
 
@@ -23,7 +24,8 @@ _FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "addresses",
     multiple=True,
     metavar="ADDRESS",
-    help=f"unix://PATH, tcp://127.0.0.1:PORT, or fd:// for systemd's sockets. [{DEFAULT_ADDRESS}]",
+    help="unix://PATH, tcp://127.0.0.1:PORT, or fd:// for systemd's sockets. "
+    f"[{DEFAULT_ADDRESS}; without root unix://$XDG_RUNTIME_DIR/unionctl/unionctl.sock]",
 )
 @click.option(
     "-G", "--group", default="docker", metavar="GROUP", help="Who may use the unix socket. [docker]"
@@ -60,5 +62,9 @@ def serve(
             raise click.UsageError("--tlsverify needs --tlscacert, --tlscert and --tlskey")
         tls = Tls(tlscacert, tlscert, tlskey)
     logging.basicConfig(level=logging.INFO, format="unionctl: %(message)s")
-    default = "fd://" if os.environ.get("LISTEN_PID") == str(os.getpid()) else DEFAULT_ADDRESS
+    default = DEFAULT_ADDRESS
+    if rootless.is_own_namespace():
+        default = f"unix://{rootless.runtime_directory()}/unionctl.sock"
+    if os.environ.get("LISTEN_PID") == str(os.getpid()):
+        default = "fd://"
     serve(root, addresses or (default,), tls, group)

@@ -6,6 +6,7 @@ Version 1, version 2 and the hybrid of both; see cgroups(7) and Documentation/ad
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 MOUNT = Path("/sys/fs/cgroup")
@@ -24,11 +25,17 @@ def path_of(container_id: str) -> str:
     return f"/unionfs-{container_id}"
 
 
+def can_be_made() -> bool:
+    """Whether this user may make cgroups: root may, others as a rule not."""
+    return os.access(MOUNT if is_v2() else MOUNT / "pids", os.W_OK)
+
+
 def has_controller(name: str) -> bool:
-    """Whether the controller `name` (memory, cpu, pids, …) can be used here."""
+    """Whether the controller `name` (memory, cpu, pids, …) can be used here, and by this user."""
     if is_v2():
-        return name in (MOUNT / "cgroup.controllers").read_text().split()
-    return (MOUNT / name / "cgroup.procs").exists()
+        there = name in (MOUNT / "cgroup.controllers").read_text().split()
+        return there and os.access(MOUNT, os.W_OK)
+    return (MOUNT / name / "cgroup.procs").exists() and os.access(MOUNT / name, os.W_OK)
 
 
 def can_limit_swap() -> bool:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runtime.containers import lifecycle, rootfs
+from runtime.containers import cgroups, lifecycle, rootfs
 from runtime.containers.container import Container, load
 from runtime.containers.create import lower_layers, prepare_init_layer
 from runtime.images.archive import SourceImage
@@ -93,7 +93,8 @@ def _config(container: Container, image: Image, wanted: Commit) -> Json:
 @contextlib.contextmanager
 def _still(root: Root, container: Container, pause: bool) -> Iterator[None]:
     """The container does not run during the block, if it did."""
-    if not (pause and container.state.status == "running"):
+    # Who may make no cgroups can freeze nothing.
+    if not (pause and container.state.status == "running" and cgroups.can_be_made()):
         yield
         return
     lifecycle.pause(root, container.id)

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from runtime import rootless
 from runtime.containers import (
     monitor,
     namespaces,
@@ -79,7 +80,8 @@ def start(
     Raises RuntimeFailure, with docker's exit codes, when it cannot be started.
     """
     if os.geteuid() != 0:
-        raise RuntimeFailure("running a container needs root", 125)
+        reason = rootless.hindrance()
+        raise RuntimeFailure(f"running a container needs root, or subordinate ids: {reason}", 125)
     with locked(find(root, reference).directory) as container:
         container = settle.settle(root, container)
         if container.state.active:

@@ -20,7 +20,10 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from runtime.containers import rootfs
+from runtime import rootless
+from runtime.containers import rootfs, uplink
+from runtime.containers.ports import Port
+from runtime.containers.uplink import Uplink
 from runtime.errors import RuntimeFailure
 from runtime.root import Root
 
@@ -65,10 +68,20 @@ def connect(root: Root, directory: Path, namespace: Path, network: str, options:
     """
     kept = directory / "netavark"
     kept.mkdir(mode=0o700, exist_ok=True)
-    config = Path("/run/unionctl") / hashlib.sha256(os.fsencode(root.path)).hexdigest()[:16]
+    config = rootless.runtime_directory() / hashlib.sha256(os.fsencode(root.path)).hexdigest()[:16]
     config.mkdir(mode=0o700, parents=True, exist_ok=True)
     (kept / f"{network}.json").write_text(json.dumps({"config": str(config), "options": options}))
-    answer = _call("setup", config, namespace, options)
+    way_out = uplink.ensured(root)
+    if way_out is not None:
+        published = [
+            Port(0, one["protocol"], one["host_ip"], one["host_port"]) for one in options["port_mappings"]
+        ]
+        # Past slirp4netns, they come to its own address whatever they were published on.
+        inside = [{**one, "host_ip": ""} for one in options["port_mappings"]]
+        answer = _call("setup", config, namespace, {**options, "port_mappings": inside}, way_out)
+        way_out.publish(published)
+    else:
+        answer = _call("setup", config, namespace, options)
     return json.loads(answer or "{}").get(network, {})
 
 
@@ -81,7 +94,11 @@ def disconnect(directory: Path, namespace: Path, network: str) -> None:
         return
     if rootfs.is_mounted(namespace):
         with contextlib.suppress(RuntimeFailure):
-            _call("teardown", Path(kept["config"]), namespace, kept["options"])
+            # root/containers/ID is the container's directory.
+            way_out = uplink.existing(directory.parent.parent)
+            if way_out is not None:
+                way_out.withdraw(one["host_port"] for one in kept["options"]["port_mappings"])
+            _call("teardown", Path(kept["config"]), namespace, kept["options"], way_out)
     file.unlink(missing_ok=True)
 
 
@@ -92,8 +109,10 @@ def disconnect_all(directory: Path, namespace: Path) -> None:
     rootfs.unmount(namespace)
 
 
-def _call(verb: str, config: Path, namespace: Path, options: dict[str, Any]) -> str:
-    command = [needed(), "--config", str(config)]
+def _call(
+    verb: str, config: Path, namespace: Path, options: dict[str, Any], way_out: Uplink | None = None
+) -> str:
+    command = [*(way_out.words() if way_out else ()), needed(), "--config", str(config)]
     if names := program("aardvark-dns"):
         command += ["--aardvark-binary", names]
     result = subprocess.run(
@@ -102,6 +121,7 @@ def _call(verb: str, config: Path, namespace: Path, options: dict[str, Any]) -> 
         capture_output=True,
         text=True,
         errors="replace",
+        env={**os.environ, **({"XTABLES_LOCKFILE": str(config / "xtables.lock")} if way_out else {})},
     )
     if result.returncode != 0:
         words = (result.stdout or result.stderr).strip()

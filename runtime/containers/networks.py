@@ -20,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runtime import events
+from runtime import events, rootless
 from runtime.containers import container as records
-from runtime.containers import netavark, ports
+from runtime.containers import netavark, ports, uplink
 from runtime.containers.container import Container, Endpoint, load_all, locked, now, write_atomically
 from runtime.containers.names import check_name, new_id, short
 from runtime.containers.ports import Port
@@ -58,7 +58,10 @@ class Network:
 
 def default_network() -> str:
     """The network when none is asked for: UNIONCTL_NETWORK, else bridge, and none where netavark is not."""
-    return os.environ.get(_DEFAULT) or ("bridge" if netavark.program() else "none")
+    if asked := os.environ.get(_DEFAULT):
+        return asked
+    has_way_out = uplink.program() is not None or rootless.owns_network()
+    return "bridge" if netavark.program() and has_way_out else "none"
 
 
 @contextlib.contextmanager

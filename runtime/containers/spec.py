@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from runtime import rootless
 from runtime.containers import cgroups, devices, seccomp, ulimits
 from runtime.containers.container import Container, Request
 from runtime.containers.mounts import Mount
@@ -111,7 +112,9 @@ def config(
     for mount in container.mounts:
         if mount.kind == "tmpfs":
             by_target[mount.target] = _tmpfs(mount)
-    standard = _standard_mounts(request, shm)
+    standard = _standard_mounts(
+        request, shm, own_network=any(each["type"] == "network" for each in namespaces)
+    )
     mounts = [mount for mount in standard if mount["destination"] not in by_target]
     mounts += [_plain_bind(path, source) for path, source in files.items() if path not in by_target]
     mounts += [by_target[mount.target] for mount in container.mounts if mount.target in by_target]
@@ -121,7 +124,8 @@ def config(
 
     resources = _resources(container, warn)
     linux: Json = {
-        "cgroupsPath": cgroups.path_of(container.id),
+        # Without a path, a runtime that may make no cgroups leaves the container in the caller's.
+        **({"cgroupsPath": cgroups.path_of(container.id)} if cgroups.can_be_made() else {}),
         "namespaces": namespaces,
         "resources": resources,
         "sysctl": _sysctls(request, namespaces),
@@ -173,7 +177,7 @@ def process(
         "noNewPrivileges": request.no_new_privileges,
         "rlimits": _rlimits(request.ulimits, warn),
     }
-    if request.oom_score_adj < 0 and not _have("CAP_SYS_RESOURCE"):
+    if request.oom_score_adj < 0 and not _may_exceed_limits():
         warn("a negative OOM score needs CAP_SYS_RESOURCE, which is missing here: not applied")
     elif request.oom_score_adj:
         result["oomScoreAdj"] = request.oom_score_adj
@@ -255,6 +259,11 @@ def _have(capability: str) -> bool:
     return False
 
 
+def _may_exceed_limits() -> bool:
+    """Whether we have CAP_SYS_RESOURCE where it counts: limits are the machine's, not a user namespace's."""
+    return _have("CAP_SYS_RESOURCE") and not rootless.is_own_namespace()
+
+
 def _rlimits(texts: Iterable[str], warn: Warn) -> list[Json]:
     """NAME=SOFT[:HARD] as rlimits, held below our own hard limits where we may not raise them."""
     limits = []
@@ -262,7 +271,7 @@ def _rlimits(texts: Iterable[str], warn: Warn) -> list[Json]:
         limit = ulimits.parse(text)
         name, soft, hard = limit.name, limit.soft, limit.hard
         ours = resource.getrlimit(limit.resource)[1]
-        if ours != resource.RLIM_INFINITY and not _have("CAP_SYS_RESOURCE") and not 0 <= hard <= ours:
+        if ours != resource.RLIM_INFINITY and not _may_exceed_limits() and not 0 <= hard <= ours:
             warn(f"ulimit {name} is held at {ours}: more needs CAP_SYS_RESOURCE, which is missing here")
             hard = ours
             soft = min(soft, hard) if soft >= 0 else hard
@@ -281,7 +290,7 @@ def _sysctls(request: Request, namespaces: Iterable[Json]) -> dict[str, str]:
     if any(namespace["type"] == "network" for namespace in namespaces) and ":" not in request.network:
         # Its own network: no port and no ping needs privilege there.
         sysctls["net.ipv4.ip_unprivileged_port_start"] = "0"
-        sysctls["net.ipv4.ping_group_range"] = "0 2147483647"
+        sysctls["net.ipv4.ping_group_range"] = f"0 {rootless.last_gid()}"
     if request.domainname:
         sysctls["kernel.domainname"] = request.domainname
     return sysctls | request.sysctls
@@ -350,7 +359,7 @@ def _resources(container: Container, warn: Warn) -> Json:
     return resources
 
 
-def _standard_mounts(request: Request, shm: Path | None) -> list[Json]:
+def _standard_mounts(request: Request, shm: Path | None, *, own_network: bool) -> list[Json]:
     """The filesystems that every Linux container has (config-linux.md, "Default Filesystems")."""
     writable = "rw" if request.privileged else "ro"
     mounts: list[Json] = [
@@ -375,6 +384,10 @@ def _standard_mounts(request: Request, shm: Path | None) -> list[Json]:
             "options": [*_NOSUID, writable],
         },
     ]
+    if not own_network and not rootless.owns_network():
+        # A sysfs shows a network, and is mounted only by who has rights in that one.
+        mounts[:] = [mount for mount in mounts if not mount["destination"].startswith("/sys")]
+        mounts.append(_plain_bind("/sys", Path("/sys"), *_NOSUID, "ro"))
     if request.ipc == "host" and Path("/dev/mqueue").is_dir():
         mounts.append(_plain_bind("/dev/mqueue", Path("/dev/mqueue")))
     elif request.ipc != "host":

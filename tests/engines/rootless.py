@@ -35,7 +35,7 @@ mount_program = "{place}/bin/fuse-overlayfs"
 PROGRAM = """#!{python}
 import sys
 sys.path[:0] = {paths}
-from unionfs.cli import main
+from {module}.cli import main
 sys.exit(main())
 """
 
@@ -43,6 +43,7 @@ sys.exit(main())
 ENTER = """
 for file in passwd group subuid subgid; do mount --bind {place}/etc/$file /etc/$file; done
 mount --bind {place}/fuse /dev/fuse
+[ ! -e /dev/net/tun ] || mount --bind {place}/tun /dev/net/tun
 mount --make-rshared /
 exec setpriv --reuid {uid} --regid {uid} --init-groups sh -ec "$1"
 """
@@ -62,10 +63,14 @@ class User:
             (place / "etc" / file).write_text(Path("/etc", file).read_text() + text)
         for file in ("subuid", "subgid"):
             (place / "etc" / file).write_text("union:600000:65536\n")
-        os.mknod(place / "fuse", stat.S_IFCHR | 0o666, os.makedev(10, 229))
-        (place / "fuse").chmod(0o666)
+        for device, minor in (("fuse", 229), ("tun", 200)):
+            os.mknod(place / device, stat.S_IFCHR | 0o666, os.makedev(10, minor))
+            (place / device).chmod(0o666)
+        self.python_path = ":".join(
+            str(Path(module.__file__ or "").parent.parent) for module in (unionfs, pyfuse3)
+        )
         if program is None:
-            self._make_program()
+            self.install("fuse-overlayfs", "unionfs")
         else:
             drop_in(place, program)
         (self.home / "storage.conf").write_text(STORAGE.format(place=place))
@@ -76,17 +81,18 @@ class User:
             subprocess.run(["chown", "-R", f"{UID}:{UID}", directory], check=True)
         (place / "run").chmod(0o700)
 
-    def _make_program(self) -> None:
-        paths = [str(Path(module.__file__ or "").parent.parent) for module in (unionfs, pyfuse3)]
-        program = self.place / "bin" / "fuse-overlayfs"
+    def install(self, name: str, package: str) -> None:
+        """Put the command of a package of ours where the user can start it; skips the test if he cannot."""
+        program = self.place / "bin" / name
         for python in (sys.executable, "/usr/bin/python3"):
-            program.write_text(PROGRAM.format(python=python, paths=paths))
+            paths = self.python_path.split(":")
+            program.write_text(PROGRAM.format(python=python, paths=paths, module=package))
             program.chmod(0o755)
             try_it = ["setpriv", f"--reuid={UID}", f"--regid={UID}", "--clear-groups", "env", program]
             done = subprocess.run([*try_it, "--version"], capture_output=True, cwd="/")
             if done.returncode == 0:
                 return
-        pytest.skip("a plain user can start no Python that has the driver")
+        pytest.skip(f"a plain user can start no Python that has {package}: {done.stderr.decode()[-200:]}")
 
     def sh(self, script: str) -> str:
         """Run a script as the user; what it says on stdout."""
@@ -98,7 +104,8 @@ class User:
             timeout=PATIENCE,
             cwd=self.place,
             env={
-                "PATH": os.environ["PATH"],
+                "PATH": f"{self.place}/bin:{os.environ['PATH']}",
+                "PYTHONPATH": self.python_path,
                 "HOME": str(self.home),
                 "XDG_RUNTIME_DIR": f"{self.place}/run",
                 "TMPDIR": f"{self.place}/tmp",
