@@ -14,6 +14,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--nofastpath"):
         union.EVERY_MOUNT.append("nofastpath")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # No process is to outlive a test; test_starter.py has starters of its own.
+    os.environ["UNIONFS_STARTER"] = "0"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -1,5 +1,5 @@
 import sys
 
-from unionfs.cli import main
+from unionfs.start import main
 
 sys.exit(main())

@@ -145,3 +145,7 @@ def _run(program: str, parsed: argparse.Namespace) -> int:
 def _refuse(program: str, reason: str) -> int:
     print(f"{program}: {reason}", file=sys.stderr)
     return 1
+
+
+#: The commands by the name of their function.
+COMMANDS = {"main": main, "mount_helper": mount_helper}
